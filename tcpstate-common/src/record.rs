@@ -1,0 +1,107 @@
+//! The records that cross the ring buffer.
+//!
+//! Every record starts with one byte that says its kind. Nothing in a record is trusted by the reader:
+//! states and kinds stay numbers here and are checked by user space.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The kind of a record: its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RecordKind {
+    /// A [`TransitionRecord`].
+    Transition = 1,
+}
+
+/// Bits of [`TransitionRecord::flags`].
+pub mod flags {
+    /// The current task held the socket in process context (`sk_lock.owned`): pid, tid and comm are
+    /// those of a task that was in a system call on this very socket.
+    pub const OWNED: u8 = 1 << 0;
+    /// The last reference to the socket's file was gone: the task was in close(), not in shutdown().
+    pub const FILE_RELEASED: u8 = 1 << 1;
+    /// The socket has no `struct socket` any more (orphan) or not yet (not accepted).
+    pub const NO_FILE: u8 = 1 << 2;
+    /// [`NO_FILE`] and [`FILE_RELEASED`] could be read; if not set, both bits say nothing.
+    pub const FILE_KNOWN: u8 = 1 << 3;
+}
+
+/// One state transition of one socket, as `inet_sock_set_state` saw it.
+///
+/// Zero means "not known" for every id; addresses of `AF_INET` stand in the last four bytes of an IPv4-mapped
+/// IPv6 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct TransitionRecord {
+    /// [`RecordKind::Transition`].
+    pub kind: u8,
+    /// The state the socket was in, as the kernel numbers it.
+    pub old: u8,
+    /// The state it is in now.
+    pub new: u8,
+    /// See [`flags`].
+    pub flags: u8,
+    /// Protocol number (`IPPROTO_TCP`, `IPPROTO_MPTCP`, `IPPROTO_SCTP`).
+    pub protocol: u16,
+    /// `AF_INET` or `AF_INET6`, as the socket was made.
+    pub family: u16,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
+    /// Socket cookie (Linux 5.12 and later), never reused.
+    pub cookie: u64,
+    /// Address of the `struct sock`: an identity only while the socket lives.
+    pub socket: u64,
+    /// Cookie of the listener a passive socket was cloned from.
+    pub listener_cookie: u64,
+    /// Address of that listener's `struct sock`.
+    pub listener_socket: u64,
+    /// Cookie of the network namespace, never reused.
+    pub netns_cookie: u64,
+    /// Id of the socket's cgroup (the inode number of its directory).
+    pub cgroup: u64,
+    /// Local address, in network byte order.
+    pub laddr: [u8; 16],
+    /// Remote address, in network byte order.
+    pub raddr: [u8; 16],
+    /// Local port, in host byte order.
+    pub lport: u16,
+    /// Remote port, in host byte order.
+    pub rport: u16,
+    /// Inode number of the network namespace; reused by the kernel.
+    pub netns: u32,
+    /// `sk_err`: a positive errno, or 0.
+    pub error: i32,
+    /// Owner of the socket (`sk_uid`); `u32::MAX` if not known.
+    pub uid: u32,
+    /// Process id (thread group), only with [`flags::OWNED`].
+    pub pid: u32,
+    /// Thread id, only with [`flags::OWNED`].
+    pub tid: u32,
+    /// Name of the process (its thread group leader), only with [`flags::OWNED`]; ends at the first zero byte.
+    pub comm: [u8; 16],
+}
+
+/// Counters kept per CPU in the kernel, by index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// Transitions that found the ring buffer full: lost.
+    LostTransition = 0,
+    /// Transitions of MPTCP sockets that were not asked for.
+    OtherMptcp = 1,
+    /// Transitions of SCTP sockets that were not asked for.
+    OtherSctp = 2,
+    /// Transitions of another protocol that were not asked for.
+    OtherProtocol = 3,
+}
+
+impl Counter {
+    /// How many counters there are.
+    pub const COUNT: u32 = 4;
+}
+
+const _: () = {
+    assert!(size_of::<TransitionRecord>() == 136);
+    assert!(align_of::<TransitionRecord>() == 8);
+    assert!(size_of::<TransitionRecord>().is_multiple_of(8));
+};

@@ -1,0 +1,292 @@
+//! Every read of the kernel's memory.
+//!
+//! A pointer that the verifier knows by its BTF type may be loaded from directly, at an offset it knows to be
+//! constant: that costs no helper call, and a page that is not there reads as zero. What lies outside the type the
+//! verifier knows (`inet_sock` behind a `sock`) goes through `bpf_probe_read_kernel`.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
+    generated::{bpf_get_current_task_btf, bpf_get_socket_cookie},
+};
+use tcpstate_common::{fields::ABSENT, record::flags};
+
+use crate::constants::constant;
+
+const AF_INET6: u16 = 10;
+/// `::ffff:0:0/96`, the second half of an IPv4-mapped address, before the IPv4 address itself.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+/// A `struct sock *` whose type the verifier knows.
+#[derive(Clone, Copy)]
+pub(crate) struct Sock(*const u8);
+
+/// An IPv6 or IPv4-mapped address as two words in memory order.
+pub(crate) type Address = [u64; 2];
+
+/// What identifies the two ends of a connection, and what a filter needs.
+pub(crate) struct Ends {
+    pub(crate) family: u16,
+    pub(crate) protocol: u16,
+    pub(crate) lport: u16,
+    pub(crate) rport: u16,
+    pub(crate) laddr: Address,
+    pub(crate) raddr: Address,
+}
+
+/// The listener that a passive socket was cloned from; zero if not known.
+pub(crate) struct Listener {
+    pub(crate) cookie: u64,
+    pub(crate) socket: u64,
+}
+
+/// A task and the name of its process.
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) tid: u32,
+    pub(crate) comm: [u8; 16],
+}
+
+/// Loads through a pointer whose type the verifier knows, or zero if this kernel has no such field.
+macro_rules! load {
+    ($base:expr, $offset:ident as $type:ty) => {{
+        let offset = constant!(OFFSETS.$offset);
+        if offset == ABSENT {
+            0
+        } else {
+            // SAFETY: user space found the field at this offset, in this size, in the kernel's BTF; the verifier
+            // checks the access once more, and a fault reads as zero.
+            unsafe { core::ptr::read_volatile($base.add(offset as usize).cast::<$type>()) }
+        }
+    }};
+}
+
+pub(crate) fn ipv4_mapped(address: u32) -> Address {
+    [0, u64::from(MAPPED) | (u64::from(address) << 32)]
+}
+
+impl Sock {
+    /// `pointer` must come from the arguments of a BTF program.
+    pub(crate) const fn new(pointer: *const u8) -> Self {
+        Self(pointer)
+    }
+
+    pub(crate) fn pointer(self) -> u64 {
+        self.0 as u64
+    }
+
+    #[inline(always)]
+    pub(crate) fn ends(self) -> Ends {
+        let family = load!(self.0, family as u16);
+        let (laddr, raddr) = if family == AF_INET6 {
+            (
+                [
+                    load!(self.0, laddr6 as u64),
+                    self.second_half(constant!(OFFSETS.laddr6)),
+                ],
+                [
+                    load!(self.0, raddr6 as u64),
+                    self.second_half(constant!(OFFSETS.raddr6)),
+                ],
+            )
+        } else {
+            (
+                ipv4_mapped(load!(self.0, laddr4 as u32)),
+                ipv4_mapped(load!(self.0, raddr4 as u32)),
+            )
+        };
+        Ends {
+            family,
+            protocol: load!(self.0, protocol as u16),
+            lport: self.lport(),
+            rport: u16::from_be(load!(self.0, rport as u16)),
+            laddr,
+            raddr,
+        }
+    }
+
+    #[inline(always)]
+    fn second_half(self, offset: u32) -> u64 {
+        if offset == ABSENT {
+            return 0;
+        }
+        // SAFETY: as in `load!`; the field is 16 bytes long.
+        unsafe { core::ptr::read_volatile(self.0.add(offset as usize + 8).cast::<u64>()) }
+    }
+
+    /// `skc_num` is cleared before the transition to CLOSE (`inet_put_port`), `inet_sport` is not.
+    #[inline(always)]
+    fn lport(self) -> u16 {
+        let port = load!(self.0, lport as u16);
+        if port != 0 {
+            return port;
+        }
+        let offset = constant!(OFFSETS.bound_lport);
+        if offset == ABSENT {
+            return 0;
+        }
+        u16::from_be(probe(self.0 as u64 + u64::from(offset)))
+    }
+
+    /// Network namespace: cookie and inode number.
+    #[inline(always)]
+    pub(crate) fn netns(self) -> (u64, u32) {
+        let offset = constant!(OFFSETS.netns);
+        if offset == ABSENT {
+            return (0, 0);
+        }
+        let net = self.follow(offset);
+        (
+            load!(net, netns_cookie as u64),
+            load!(net, netns_inode as u32),
+        )
+    }
+
+    #[inline(always)]
+    pub(crate) fn cookie(self) -> u64 {
+        if constant!(CONFIG.cookie_helper) == 0 {
+            return 0;
+        }
+        // SAFETY: the helper takes a socket whose type the verifier knows.
+        unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn error(self) -> i32 {
+        load!(self.0, error as i32)
+    }
+
+    #[inline(always)]
+    pub(crate) fn uid(self) -> u32 {
+        if constant!(OFFSETS.uid) == ABSENT {
+            return u32::MAX;
+        }
+        load!(self.0, uid as u32)
+    }
+
+    /// The cgroup hangs on the socket, so it is right in any context.
+    #[inline(always)]
+    pub(crate) fn cgroup(self) -> u64 {
+        let offset = constant!(OFFSETS.cgroup);
+        let node = constant!(OFFSETS.cgroup_node);
+        if offset == ABSENT || node == ABSENT {
+            return 0;
+        }
+        let cgroup = Self(self.follow(offset));
+        let node = cgroup.follow(node);
+        load!(node, cgroup_id as u64)
+    }
+
+    /// Whether the current task holds the socket in process context (`lock_sock`).
+    #[inline(always)]
+    pub(crate) fn owned(self) -> bool {
+        load!(self.0, owned as u32) != 0
+    }
+
+    /// Whether the last reference to the socket's file is gone: bits of [`flags`].
+    ///
+    /// `__fput` runs with a count of zero (`f_count`, up to 6.12) or a dead reference, which is negative
+    /// (`f_ref`, `FILE_REF_DEAD`, from 6.13).
+    #[inline(always)]
+    pub(crate) fn file_flags(self) -> u8 {
+        let socket = constant!(OFFSETS.socket);
+        let socket_file = constant!(OFFSETS.socket_file);
+        let known =
+            constant!(OFFSETS.file_count) != ABSENT || constant!(OFFSETS.file_ref) != ABSENT;
+        if socket == ABSENT || socket_file == ABSENT || !known {
+            return 0;
+        }
+        let socket = Self(self.follow(socket));
+        if socket.0.is_null() {
+            return flags::FILE_KNOWN | flags::NO_FILE;
+        }
+        let file = socket.follow(socket_file);
+        if file.is_null() {
+            return flags::FILE_KNOWN | flags::NO_FILE;
+        }
+        let released = if constant!(OFFSETS.file_ref) == ABSENT {
+            load!(file, file_count as u64) == 0
+        } else {
+            load!(file, file_ref as u64).cast_signed() < 0
+        };
+        if released {
+            flags::FILE_KNOWN | flags::FILE_RELEASED
+        } else {
+            flags::FILE_KNOWN
+        }
+    }
+
+    /// The listener of a passive socket, at its first event (LISTEN -> SYN_RECV) only.
+    ///
+    /// There the socket is still a byte copy of its listener (`sk_clone`), so its bind node still points to where the
+    /// listener stands in the list of sockets bound to the port: what the copied `pprev` points to is the listener's
+    /// own node. The list may have changed since; the node found is the listener's only if both of its pointers
+    /// equal the copied ones, since a node that took its place has the listener as `next`.
+    #[inline(always)]
+    pub(crate) fn listener(self) -> Listener {
+        let node = constant!(OFFSETS.bind_node);
+        let cookie = constant!(OFFSETS.cookie);
+        if node == ABSENT || cookie == ABSENT {
+            return Listener {
+                cookie: 0,
+                socket: 0,
+            };
+        }
+        let copied: [u64; 2] = probe(self.0 as u64 + u64::from(node));
+        let found: u64 = probe(copied[1]);
+        let original: [u64; 2] = probe(found);
+        if found == 0 || original[0] != copied[0] || original[1] != copied[1] {
+            return Listener {
+                cookie: 0,
+                socket: 0,
+            };
+        }
+        let socket = found - u64::from(node);
+        Listener {
+            cookie: probe(socket + u64::from(cookie)),
+            socket,
+        }
+    }
+
+    /// Loads a pointer member; the verifier knows the type of what it points to.
+    #[inline(always)]
+    fn follow(self, offset: u32) -> *const u8 {
+        // SAFETY: as in `load!`.
+        unsafe { core::ptr::read_volatile(self.0.add(offset as usize).cast::<*const u8>()) }
+    }
+}
+
+/// Reads kernel memory at any address; zero where it cannot be read.
+#[inline(always)]
+pub(crate) fn probe<T: Default>(address: u64) -> T {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(address as *const T) }.unwrap_or_default()
+}
+
+/// The current task. Its process is named by the thread group leader, as `ps` does: threads have names of their own.
+#[inline(always)]
+pub(crate) fn current_process() -> Process {
+    let ids = bpf_get_current_pid_tgid();
+    Process {
+        pid: (ids >> 32) as u32,
+        tid: ids as u32,
+        comm: process_name(),
+    }
+}
+
+#[inline(always)]
+fn process_name() -> [u8; 16] {
+    let leader = constant!(OFFSETS.task_leader);
+    let comm = constant!(OFFSETS.task_comm);
+    if leader == ABSENT || comm == ABSENT {
+        return bpf_get_current_comm().unwrap_or_default();
+    }
+    let leader = if constant!(CONFIG.task_helper) != 0 {
+        // SAFETY: the helper returns the current task, whose type the verifier knows.
+        let task = unsafe { bpf_get_current_task_btf() };
+        Sock(task.cast::<u8>().cast_const()).follow(leader) as u64
+    } else {
+        // SAFETY: the helper has no requirements.
+        probe(unsafe { bpf_get_current_task() } + u64::from(leader))
+    };
+    probe(leader + u64::from(comm))
+}

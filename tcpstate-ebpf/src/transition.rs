@@ -1,0 +1,117 @@
+//! The BTF tracepoint on `inet_sock_set_state`: every transition of every full socket.
+
+use aya_ebpf::{
+    helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
+};
+use tcpstate_common::{
+    record::{Counter, RecordKind, TransitionRecord, flags},
+    state::TcpState,
+};
+
+use crate::{
+    filter,
+    memory::{self, Listener, Process, Sock},
+    ring,
+};
+
+const IPPROTO_SCTP: u16 = 132;
+const IPPROTO_MPTCP: u16 = 262;
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
+    let sock = Sock::new(context.arg::<*const u8>(0));
+    let old: i32 = context.arg(1);
+    let new: i32 = context.arg(2);
+
+    let ends = sock.ends();
+    let (netns_cookie, netns) = sock.netns();
+    if !filter::wants_netns(netns_cookie, netns) {
+        return 0;
+    }
+    // Listeners tell whose their children are, whatever the filter.
+    let listener = is_listener(old, new);
+    if !listener && !filter::wants_ends(&ends, old) {
+        return 0;
+    }
+    if !is_wanted_protocol(ends.protocol) {
+        return 0;
+    }
+
+    let Some(mut entry) = ring::reserve(&context) else {
+        return 0;
+    };
+    // SAFETY: the helper has no requirements.
+    let time = unsafe { bpf_ktime_get_ns() };
+    let mut flags = 0;
+    let mut process = Process {
+        pid: 0,
+        tid: 0,
+        comm: [0; 16],
+    };
+    if sock.owned() {
+        flags = flags::OWNED | sock.file_flags();
+        process = memory::current_process();
+    }
+    let parent = if old == TcpState::Listen as i32 && new == TcpState::SynRecv as i32 {
+        sock.listener()
+    } else {
+        Listener {
+            cookie: 0,
+            socket: 0,
+        }
+    };
+    entry.write(TransitionRecord {
+        kind: RecordKind::Transition as u8,
+        old: old as u8,
+        new: new as u8,
+        flags,
+        protocol: ends.protocol,
+        family: ends.family,
+        time,
+        cookie: sock.cookie(),
+        socket: sock.pointer(),
+        listener_cookie: parent.cookie,
+        listener_socket: parent.socket,
+        netns_cookie,
+        cgroup: sock.cgroup(),
+        laddr: bytes(ends.laddr),
+        raddr: bytes(ends.raddr),
+        lport: ends.lport,
+        rport: ends.rport,
+        netns,
+        error: sock.error(),
+        uid: sock.uid(),
+        pid: process.pid,
+        tid: process.tid,
+        comm: process.comm,
+    });
+    ring::submit(entry, time);
+    0
+}
+
+/// Whether a protocol was asked for; if not, its transition is counted.
+#[inline(always)]
+pub(crate) fn is_wanted_protocol(protocol: u16) -> bool {
+    if filter::wants_protocol(protocol) {
+        return true;
+    }
+    ring::count(match protocol {
+        IPPROTO_MPTCP => Counter::OtherMptcp,
+        IPPROTO_SCTP => Counter::OtherSctp,
+        _ => Counter::OtherProtocol,
+    });
+    false
+}
+
+/// Whether this is a listening socket's own transition (and not that of a child cloned from it).
+#[inline(always)]
+pub(crate) fn is_listener(old: i32, new: i32) -> bool {
+    new == TcpState::Listen as i32
+        || (old == TcpState::Listen as i32 && new != TcpState::SynRecv as i32)
+}
+
+#[inline(always)]
+pub(crate) fn bytes(address: memory::Address) -> [u8; 16] {
+    // SAFETY: both are 16 bytes of plain data.
+    unsafe { core::mem::transmute(address) }
+}

@@ -1,0 +1,458 @@
+//! The flags. Those that tcpstates and tcplife have mean the same here.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use tcpstate_common::{config::PortRange, state::TcpState};
+
+use crate::{
+    event::{Comm, Protocol},
+    filter::{Filter, IpVersion},
+    kernel::{self, Cgroups, Hook},
+};
+
+/// Trace every TCP state transition of this machine, and measure what others leave out.
+#[derive(Debug, Parser)]
+#[command(name = "tcpstate", version, max_term_width = 100)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print every state transition, one line each, until Ctrl-C; then a summary
+    Trace(Box<TraceArgs>),
+    /// Show what this kernel allows, which hooks would be used and why, and what is lost by it
+    Probe(ProbeArgs),
+}
+
+const TRACE_HELP: &str = "\
+Columns: MS is the time spent in OLD, in milliseconds: `>=` at least (the beginning was not seen), `<=` at most
+(something in between was not seen), `-` not known. `!` marks a transition that does not follow from what was seen:
+events were lost. An end without a port yet is shown as `address:-`, one that is not known as `-`, any as `*`.
+PID and COMM are shown only when the kernel told us: this transition happened in that process's own system call on
+this very socket, or an earlier one did, or its listener's. VIA (-w, -j, -s) says which: connect, listen, close,
+shutdown, syscall (another one), listener.
+
+Exit code: 0 something was shown, or ended by Ctrl-C; 1 nothing matched; 2 an error.
+
+Examples:
+  tcpstate trace                        everything
+  tcpstate trace -L 80,443 -w           connections of a server, all columns
+  tcpstate trace --state close_wait     who is left in CLOSE_WAIT, as it happens
+  tcpstate trace --cidr 10.0.0.0/8 -j | jq -r 'select(.new==\"close\") | [.raddr,.error] | @tsv'";
+
+/// Flags of `tcpstate trace`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = TRACE_HELP)]
+pub struct TraceArgs {
+    /// What to show.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+
+    /// How to show it.
+    #[command(flatten)]
+    pub output: OutputArgs,
+
+    /// End after this time: seconds, or with a unit (90, 1.5, 60s, 2m)
+    #[arg(long, value_name = "SECS", value_parser = duration)]
+    pub duration: Option<Duration>,
+
+    /// End after this many transitions shown
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Size of the ring buffer between kernel and tcpstate (rounded up to a power of two)
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = buffer)]
+    pub buffer: u32,
+
+    /// How many open connections to remember; the longest silent are forgotten first
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = connections)]
+    pub max_connections: usize,
+
+    /// Which hook to use
+    #[arg(long, value_enum, default_value_t = HookChoice::Auto)]
+    pub hook: HookChoice,
+}
+
+/// Flags of `tcpstate probe`.
+#[derive(Debug, ClapArgs)]
+pub struct ProbeArgs {
+    /// One JSON object
+    #[arg(short, long)]
+    pub json: bool,
+}
+
+/// Which hook to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HookChoice {
+    /// The best that this kernel allows
+    Auto,
+    /// The BTF tracepoint: everything
+    Btf,
+    /// The classic tracepoint: no processes, namespaces, cgroups, errors
+    Classic,
+}
+
+impl HookChoice {
+    /// The one hook that was asked for.
+    #[must_use]
+    pub const fn only(self) -> Option<Hook> {
+        match self {
+            Self::Auto => None,
+            Self::Btf => Some(Hook::BtfTracepoint),
+            Self::Classic => Some(Hook::Tracepoint),
+        }
+    }
+}
+
+/// Filters: all given must agree.
+#[derive(Debug, ClapArgs)]
+#[command(
+    next_help_heading = "Filters (all given must agree; values of one flag are alternatives)"
+)]
+pub struct FilterArgs {
+    /// Processes with these ids, as far as the process is known
+    #[arg(short, long, value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: Vec<u32>,
+
+    /// Processes with these names (the kernel keeps 15 bytes), as far as the process is known
+    #[arg(long, value_name = "NAME")]
+    pub comm: Vec<String>,
+
+    /// Local ports or ranges: 80,443,8000-8999
+    #[arg(short = 'L', long, value_name = "PORTS", value_delimiter = ',', value_parser = ports)]
+    pub local_port: Vec<PortRange>,
+
+    /// Remote ports or ranges
+    #[arg(short = 'D', long, value_name = "PORTS", value_delimiter = ',', value_parser = ports)]
+    pub remote_port: Vec<PortRange>,
+
+    /// Networks that one of the two ends is in: 10.0.0.0/8, 2001:db8::/32, 192.0.2.7
+    #[arg(long, value_name = "NET", value_delimiter = ',', value_parser = network)]
+    pub cidr: Vec<IpNet>,
+
+    /// States, as old or new: close_wait, FIN_WAIT2
+    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = state)]
+    pub state: Vec<TcpState>,
+
+    /// One network namespace: a name of `ip netns`, a path, an inode number, or `self`
+    #[arg(long, value_name = "NETNS")]
+    pub netns: Option<String>,
+
+    /// Sockets made in this cgroup or below it: a path below the cgroup root
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Vec<String>,
+
+    /// IPv4 only, with IPv4-mapped IPv6
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    pub ipv4: bool,
+
+    /// IPv6 only, without IPv4-mapped
+    #[arg(short = '6', long)]
+    pub ipv6: bool,
+
+    /// Protocols: tcp, mptcp, sctp, all; the others are only counted
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', default_value = "tcp", value_parser = protocol)]
+    pub protocol: Vec<ProtocolChoice>,
+}
+
+/// A protocol, or all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProtocolChoice {
+    /// This one.
+    One(Protocol),
+    /// Whatever is on the tracepoint.
+    All,
+}
+
+/// Shape of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Aligned columns for people
+    Text,
+    /// One object a line
+    Json,
+    /// One row a line, with a header
+    Csv,
+}
+
+/// How to show it.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Every column: time, family, error, uid, network namespace, cookie, process and how it is known, cgroup
+    #[arg(short, long)]
+    pub wide: bool,
+
+    /// Add the time of day
+    #[arg(short = 'T', long)]
+    pub time: bool,
+
+    /// Add the seconds since the start
+    #[arg(short = 't', long)]
+    pub timestamp: bool,
+
+    /// JSON, one object a line
+    #[arg(short, long, conflicts_with_all = ["csv", "format"])]
+    pub json: bool,
+
+    /// CSV
+    #[arg(short = 's', long, conflicts_with = "format")]
+    pub csv: bool,
+
+    /// Shape of the output
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+impl OutputArgs {
+    /// The shape that was asked for.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        match (self.json, self.csv) {
+            (true, _) => Format::Json,
+            (_, true) => Format::Csv,
+            _ => self.format.unwrap_or(Format::Text),
+        }
+    }
+}
+
+impl FilterArgs {
+    /// The filter, with everything looked up that it names.
+    ///
+    /// # Errors
+    /// If it names something that is not there.
+    pub fn resolve(&self, cgroups: &Cgroups) -> Result<Filter> {
+        for pid in &self.pid {
+            if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
+                bail!("--pid {pid}: there is no such process; `ps -p {pid}` would show it");
+            }
+        }
+        let netns = self
+            .netns
+            .as_deref()
+            .map(kernel::find_netns)
+            .transpose()
+            .context("--netns")?;
+        let cgroup = |path: &String| cgroups.find(path).context("--cgroup");
+        Ok(Filter {
+            ip_version: match (self.ipv4, self.ipv6) {
+                (true, _) => Some(IpVersion::V4),
+                (_, true) => Some(IpVersion::V6),
+                _ => None,
+            },
+            protocols: self
+                .protocol
+                .iter()
+                .filter_map(|choice| match choice {
+                    ProtocolChoice::One(protocol) => Some(*protocol),
+                    ProtocolChoice::All => None,
+                })
+                .collect(),
+            any_protocol: self.protocol.contains(&ProtocolChoice::All),
+            netns,
+            local_ports: self.local_port.clone(),
+            remote_ports: self.remote_port.clone(),
+            networks: self.cidr.clone(),
+            states: self.state.clone(),
+            pids: self.pid.clone(),
+            comms: self.comm.iter().map(|name| Comm::truncated(name)).collect(),
+            cgroups: self.cgroup.iter().map(cgroup).collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    const HINT: &str = "give seconds, or a number with a unit: 90, 1.5, 60s, 2m";
+    let duration = match text.parse::<f64>() {
+        Ok(seconds) => {
+            Duration::try_from_secs_f64(seconds).map_err(|error| format!("{error}; {HINT}"))?
+        }
+        Err(_) => text
+            .parse::<jiff::SignedDuration>()
+            .ok()
+            .and_then(|duration| Duration::try_from(duration).ok())
+            .ok_or(HINT)?,
+    };
+    if duration.is_zero() {
+        return Err(format!("must be more than nothing; {HINT}"));
+    }
+    Ok(duration)
+}
+
+fn buffer(text: &str) -> Result<u32, String> {
+    const HINT: &str = "give bytes with K, M or G from 64K to 1G, for example 64M";
+    let (digits, shift) = match text
+        .trim()
+        .to_ascii_uppercase()
+        .trim_end_matches("IB")
+        .trim_end_matches('B')
+    {
+        text if text.ends_with('K') => (text.trim_end_matches('K').to_owned(), 10),
+        text if text.ends_with('M') => (text.trim_end_matches('M').to_owned(), 20),
+        text if text.ends_with('G') => (text.trim_end_matches('G').to_owned(), 30),
+        text => (text.to_owned(), 0),
+    };
+    digits
+        .parse::<u32>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .filter(|bytes| (1 << 16..=1 << 30).contains(bytes))
+        .map(u32::next_power_of_two)
+        .ok_or_else(|| HINT.to_owned())
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    text.parse::<usize>()
+        .ok()
+        .filter(|number| (1..=100_000_000).contains(number))
+        .ok_or_else(|| "give a number from 1 to 100000000".to_owned())
+}
+
+fn ports(text: &str) -> Result<PortRange, String> {
+    const HINT: &str = "give ports from 1 to 65535, or ranges of them: 80,443,8000-8999";
+    let port = |text: &str| {
+        text.parse::<u16>()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or(HINT)
+    };
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) => (port(first)?, port(last)?),
+        None => (port(text)?, port(text)?),
+    };
+    if first > last {
+        return Err(format!("the range ends before it begins; {HINT}"));
+    }
+    Ok(PortRange { first, last })
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    text.parse::<IpNet>()
+        .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
+        .map(unmapped)
+        .map_err(|_| {
+            "give an address, or a network with a prefix length: 10.0.0.0/8, 2001:db8::/32"
+                .to_owned()
+        })
+}
+
+/// An IPv4-mapped network is the IPv4 network it stands for, as everywhere here.
+fn unmapped(net: IpNet) -> IpNet {
+    match net {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => v6
+            .addr()
+            .to_ipv4_mapped()
+            .and_then(|addr| ipnet::Ipv4Net::new(addr, v6.prefix_len() - 96).ok())
+            .map_or(net, IpNet::V4),
+        other => other,
+    }
+}
+
+fn state(text: &str) -> Result<TcpState, String> {
+    let wanted = text.trim().replace('-', "_");
+    TcpState::ALL
+        .into_iter()
+        .find(|state| state.name().eq_ignore_ascii_case(&wanted))
+        .ok_or_else(|| {
+            let names: Vec<_> = TcpState::ALL.iter().map(|state| state.label()).collect();
+            format!("TCP has the states {}", names.join(", "))
+        })
+}
+
+fn protocol(text: &str) -> Result<ProtocolChoice, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(ProtocolChoice::One(Protocol::Tcp)),
+        "mptcp" => Ok(ProtocolChoice::One(Protocol::Mptcp)),
+        "sctp" => Ok(ProtocolChoice::One(Protocol::Sctp)),
+        "all" => Ok(ProtocolChoice::All),
+        _ => Err("give tcp, mptcp, sctp or all".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::CommandFactory as _;
+
+    use super::{Args, buffer, duration, network, ports, protocol, state};
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1.5"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "0", "-1", "nan", "inf", "1e30", "soon", "-2m"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn buffers_are_powers_of_two() {
+        assert_eq!(buffer("16M"), Ok(16 << 20));
+        assert_eq!(buffer("100k"), Ok(128 << 10));
+        assert_eq!(buffer("1GiB"), Ok(1 << 30));
+        for bad in [
+            "", "0", "1", "63K", "2G", "4096M", "-1M", "M", "1.5M", "16X",
+        ] {
+            assert!(buffer(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn port_ranges() {
+        assert!(matches!(ports("80"), Ok(range) if range.first == 80 && range.last == 80));
+        assert!(matches!(ports("1-65535"), Ok(range) if range.first == 1 && range.last == 65535));
+        for bad in [
+            "", "0", "65536", "70000", "80-", "-80", "90-80", "http", "1-2-3",
+        ] {
+            assert!(ports(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        let shown = |text: &str| network(text).map(|net| net.to_string());
+        assert_eq!(shown("10.0.0.0/8"), Ok("10.0.0.0/8".into()));
+        assert_eq!(shown("192.0.2.7"), Ok("192.0.2.7/32".into()));
+        assert_eq!(shown("2001:db8::/32"), Ok("2001:db8::/32".into()));
+        assert_eq!(shown("::ffff:10.0.0.0/104"), Ok("10.0.0.0/8".into()));
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0",
+            "2001:db8::/129",
+            "host",
+            "10.0.0.0/-1",
+        ] {
+            assert!(network(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn states_and_protocols_by_name() {
+        use tcpstate_common::state::TcpState;
+        assert_eq!(state("close_wait"), Ok(TcpState::CloseWait));
+        assert_eq!(state("FIN-WAIT1"), Ok(TcpState::FinWait1));
+        assert!(state("FIN_WAIT_1").is_err());
+        assert!(state("").is_err());
+        assert!(protocol("SCTP").is_ok());
+        assert!(protocol("udp").is_err());
+    }
+}

@@ -1,0 +1,64 @@
+//! The command line: parsed low (`args.rs`), resolved and checked before anything is attached, then run.
+
+mod args;
+mod output;
+mod probe;
+mod trace;
+
+use std::{io, process::ExitCode};
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+/// Nothing matched, as grep has it.
+const NOTHING: u8 = 1;
+/// It could not be done.
+const FAILED: u8 = 2;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It did its work.
+    Done,
+    /// It did its work and found nothing to show.
+    Nothing,
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help asked for is no failure; a closed pipe is none either.
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(FAILED)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let result = match args.command {
+        Command::Trace(trace) => trace::run(&trace),
+        Command::Probe(probe) => probe::run(&probe),
+    };
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Nothing) => ExitCode::from(NOTHING),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tcpstate: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// The reader of our output went away: `tcpstate trace | head`.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,57 @@
+//! Where output goes, and in which shape.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, IsTerminal as _, Write},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::args::{Format, OutputArgs};
+use crate::{
+    clock::Clock,
+    sink::{Csv, Json, Layout, Sink, Text},
+};
+
+/// Opens the output before anything is attached, so that a bad path fails first.
+pub fn open(args: &OutputArgs) -> Result<Box<dyn Write>> {
+    match &args.output {
+        Some(path) => {
+            let file = File::create(path)
+                .with_context(|| format!("--output {}: cannot be written", path.display()))?;
+            Ok(buffered(file))
+        }
+        None => Ok(buffered(io::stdout())),
+    }
+}
+
+/// One write for many lines.
+fn buffered(out: impl Write + 'static) -> Box<dyn Write> {
+    const BYTES: usize = 64 << 10;
+    Box::new(BufWriter::with_capacity(BYTES, out))
+}
+
+/// The sink that was asked for.
+pub fn sink(args: &OutputArgs, out: Box<dyn Write>, clock: Clock) -> Result<Box<dyn Sink>> {
+    Ok(match args.format() {
+        Format::Text => {
+            let layout = Layout {
+                wide: args.wide,
+                time_of_day: args.time,
+                since_start: args.timestamp,
+                columns: columns(args),
+            };
+            Box::new(Text::new(out, clock, layout)?)
+        }
+        Format::Json => Box::new(Json::new(out, clock)),
+        Format::Csv => Box::new(Csv::new(out, clock)?),
+    })
+}
+
+/// Columns of the terminal that we write to; 0 if it is none.
+pub fn columns(args: &OutputArgs) -> usize {
+    if args.output.is_some() || !io::stdout().is_terminal() {
+        return 0;
+    }
+    terminal_size::terminal_size_of(io::stdout()).map_or(0, |(width, _)| usize::from(width.0))
+}

@@ -1,0 +1,77 @@
+//! `tcpstate probe`.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+};
+
+use anyhow::Result;
+
+use super::{Outcome, args::ProbeArgs};
+use crate::kernel::probe::{self, Report};
+
+/// Prints what this kernel allows. Finding no hook is an error.
+pub fn run(args: &ProbeArgs) -> Result<Outcome> {
+    let report = probe::run();
+    let text = if args.json {
+        serde_json::to_string(&report)? + "\n"
+    } else {
+        text(&report)
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    if report.chosen.is_none() {
+        anyhow::bail!("no hook can be used here");
+    }
+    Ok(Outcome::Done)
+}
+
+/// The report for people.
+fn text(report: &Report) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        let _ = out.write_fmt(text);
+        out.push('\n');
+    };
+    line(format_args!("kernel            Linux {}", report.kernel));
+    if report.missing_capabilities.is_empty() {
+        line(format_args!("privileges        sufficient"));
+    } else {
+        line(format_args!(
+            "privileges        {} missing: run as root, or setcap cap_bpf,cap_perfmon=ep",
+            report.missing_capabilities.join(" and ")
+        ));
+    }
+    line(format_args!("state transitions, best hook first:"));
+    for hook in &report.hooks {
+        let mark = if Some(hook.hook) == report.chosen {
+            "used"
+        } else {
+            ""
+        };
+        let works = if hook.works { "works" } else { "no" };
+        line(format_args!(
+            "  {:<19} {works:<6} {mark}",
+            hook.hook.label()
+        ));
+        if let Some(reason) = &hook.reason {
+            line(format_args!("    because {reason}"));
+        }
+        if hook.loses.is_empty() {
+            line(format_args!("    shows everything"));
+        }
+        for loses in hook.loses {
+            line(format_args!("    loses {loses}"));
+        }
+    }
+    line(format_args!("lost on this kernel with the hook used:"));
+    if report.chosen.is_none() {
+        line(format_args!("  everything: no hook works"));
+    } else if report.missing.is_empty() {
+        line(format_args!("  nothing"));
+    }
+    for missing in &report.missing {
+        line(format_args!("  {} (no {})", missing.loses, missing.what));
+    }
+    out
+}

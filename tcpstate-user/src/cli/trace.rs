@@ -1,0 +1,268 @@
+//! `tcpstate trace`: every transition as it happens.
+
+use std::{io, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use super::{Outcome, args::TraceArgs, output};
+use crate::{
+    clock::{self, Clock},
+    event::Event,
+    filter::{Filter, Gate, Unattributed},
+    kernel::{Cgroups, Settings, Tracer},
+    lifecycle::{Lifecycle, Transition},
+    loss::{Loss, LossKind, LossTotals},
+    sink::{OtherProtocols, Sink, Summary},
+};
+
+/// How often the ring buffer is read, whether the kernel wakes us or not.
+const INTERVAL: Duration = Duration::from_millis(50);
+/// Records read before signals and time limits are looked at again.
+const BATCH: usize = 16_384;
+
+/// Runs until a signal, a limit, or a closed pipe.
+pub fn run(args: &TraceArgs) -> Result<Outcome> {
+    let cgroups = Cgroups::open();
+    let filter = args.filter.resolve(&cgroups)?;
+    let out = output::open(&args.output)?;
+    let settings = Settings {
+        hook: args.hook.only(),
+        filter: filter.for_kernel(),
+        buffer: args.buffer,
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?
+        .block_on(async {
+            let tracer = Tracer::attach(&settings)?;
+            for missing in &tracer.plan().missing {
+                eprintln!(
+                    "tcpstate: warning: no {}: {} lost",
+                    missing.what, missing.loses
+                );
+            }
+            let sink = output::sink(&args.output, out, Clock::starting(tracer.start()))?;
+            let view = View {
+                lifecycle: Lifecycle::new(args.max_connections, tracer.start()),
+                filter,
+                gate: Gate::default(),
+                sink,
+                cgroups,
+                events: 0,
+                shown: 0,
+                wanted: args.count.unwrap_or(u64::MAX),
+                unattributed: 0,
+                undecodable: 0,
+            };
+            follow(tracer, view, args).await
+        })
+}
+
+/// Everything right of the ring buffer.
+struct View {
+    filter: Filter,
+    gate: Gate,
+    lifecycle: Lifecycle,
+    sink: Box<dyn Sink>,
+    cgroups: Cgroups,
+    events: u64,
+    shown: u64,
+    wanted: u64,
+    unattributed: u64,
+    undecodable: u64,
+}
+
+impl View {
+    fn record(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Ok(Event::Transition(event)) = Event::decode(bytes) else {
+            self.undecodable += 1;
+            self.lifecycle.events_lost();
+            return Ok(());
+        };
+        self.events += 1;
+        if let Some(id) = event.cgroup
+            && let Some(path) = self.cgroups.first_path(id)
+        {
+            self.lifecycle.name_cgroup(id, &path);
+        }
+        for admitted in self.gate.admit(&self.filter, event).into_iter().flatten() {
+            let transition = self.lifecycle.transition(admitted.event);
+            if admitted.wanted {
+                self.show(&transition)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, transition: &Transition) -> io::Result<()> {
+        match self.filter.wants(transition) {
+            Ok(true) if !self.is_done() => {
+                self.shown += 1;
+                self.sink.transition(transition)
+            }
+            Ok(_) => Ok(()),
+            Err(Unattributed) => {
+                self.unattributed += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.shown >= self.wanted
+    }
+}
+
+/// Counts what was lost, and says so while it happens.
+struct LossReporter {
+    totals: LossTotals,
+    other_protocols: OtherProtocols,
+    checked: u64,
+}
+
+impl LossReporter {
+    fn check(&mut self, tracer: &Tracer, view: &mut View) -> Result<()> {
+        let counters = tracer.counters()?;
+        self.other_protocols = counters.other_protocols;
+        let now = clock::monotonic_now();
+        let seen = [
+            (LossKind::RingFull, counters.lost),
+            (LossKind::Undecodable, view.undecodable),
+            (LossKind::TableFull, view.lifecycle.counts().evicted),
+        ];
+        for (kind, total) in seen {
+            let count = self.totals.advance(kind, total);
+            if count > 0 {
+                view.lifecycle.events_lost();
+                eprintln!("tcpstate: LOST {count}: {}", kind.advice());
+                view.sink.loss(&Loss {
+                    kind,
+                    count,
+                    from: self.checked,
+                    to: now,
+                })?;
+            }
+        }
+        self.checked = now;
+        Ok(())
+    }
+}
+
+async fn follow(mut tracer: Tracer, mut view: View, args: &TraceArgs) -> Result<Outcome> {
+    let mut stop = stop_signal()?;
+    let mut tick = interval(INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let end = args
+        .duration
+        .and_then(|duration| Instant::now().checked_add(duration));
+    let mut reporter = LossReporter {
+        totals: LossTotals::default(),
+        other_protocols: OtherProtocols::default(),
+        checked: tracer.start(),
+    };
+    let hook = tracer.plan().hook;
+    view.sink.flush()?;
+    eprintln!(
+        "tcpstate: tracing TCP state transitions by {}; Ctrl-C ends",
+        hook.label()
+    );
+
+    let mut signalled = false;
+    while !view.is_done() {
+        tokio::select! {
+            biased;
+            _ = &mut stop => {
+                signalled = true;
+                break;
+            }
+            () = wait_until(end) => break,
+            () = tracer.filling() => {}
+            _ = tick.tick() => {}
+        }
+        // Losses first: what is read next may be what they left holes in.
+        reporter.check(&tracer, &mut view)?;
+        view.sink.resize(output::columns(&args.output));
+        while !view.is_done() && tracer.read(BATCH, |bytes| view.record(bytes))? == BATCH {
+            tokio::task::yield_now().await;
+        }
+        view.sink.flush()?;
+    }
+    finish(&mut tracer, &mut view, &mut reporter)?;
+    Ok(if view.shown > 0 || signalled {
+        Outcome::Done
+    } else {
+        Outcome::Nothing
+    })
+}
+
+/// Resolves at the first SIGINT or SIGTERM. The second ends the process at once, so that it can be ended even while the
+/// reader of our output does not read.
+fn stop_signal() -> Result<oneshot::Receiver<()>> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let (sender, receiver) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut sender = Some(sender);
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            match sender.take() {
+                // The receiver is gone only when the run is over.
+                Some(sender) => drop(sender.send(())),
+                None => std::process::exit(128 + libc::SIGINT),
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+async fn wait_until(end: Option<Instant>) {
+    match end {
+        Some(end) => sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads what is still in the ring buffer (not more than it can hold: events go on), and sums up.
+fn finish(tracer: &mut Tracer, view: &mut View, reporter: &mut LossReporter) -> Result<()> {
+    let end = clock::monotonic_now();
+    reporter.check(tracer, view)?;
+    let mut late = false;
+    while !late && !view.is_done() {
+        let read = tracer.read(BATCH, |bytes| {
+            late |= Event::decode(bytes).is_ok_and(|Event::Transition(event)| event.time > end);
+            view.record(bytes)
+        })?;
+        if read < BATCH {
+            break;
+        }
+    }
+    reporter.check(tracer, view)?;
+    let lifecycle = view.lifecycle.counts();
+    view.sink.summary(&Summary {
+        seconds: seconds_between(tracer.start(), end),
+        hooks: vec![tracer.plan().hook.label()],
+        events: view.events,
+        shown: view.shown,
+        connections: lifecycle.connections,
+        damaged: lifecycle.damaged,
+        undecided: view.gate.undecided(),
+        unattributed: view.unattributed,
+        other_protocols: reporter.other_protocols,
+        loss: reporter.totals,
+    })?;
+    Ok(view.sink.flush()?)
+}
+
+fn seconds_between(start: u64, end: u64) -> f64 {
+    Duration::from_nanos(end.saturating_sub(start)).as_secs_f64()
+}

@@ -1,0 +1,345 @@
+//! What the kernel side sent, decoded and checked: nothing in a record is trusted as it comes.
+
+use std::{
+    borrow::Cow,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use bytes::Buf;
+use tcpstate_common::{
+    record::{RecordKind, TransitionRecord, flags},
+    state::TcpState,
+};
+use zerocopy::FromBytes;
+
+/// Something that happened in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A full socket changed its state.
+    Transition(TransitionEvent),
+}
+
+/// Why a record could not be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// No bytes at all.
+    #[error("empty record")]
+    Empty,
+    /// The first byte names no kind of record.
+    #[error("unknown kind of record: {0}")]
+    UnknownKind(u8),
+    /// Fewer bytes than this kind of record has.
+    #[error("record of {actual} bytes, expected {expected}")]
+    Truncated {
+        /// Bytes a record of this kind has.
+        expected: usize,
+        /// Bytes there were.
+        actual: usize,
+    },
+    /// A number that is no TCP state.
+    #[error("no TCP state has the number {0}")]
+    UnknownState(u8),
+    /// A number that is neither `AF_INET` nor `AF_INET6`.
+    #[error("unknown address family {0}")]
+    UnknownFamily(u16),
+}
+
+/// One end of a connection. Port 0 means that the socket has no port (yet).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// The address; IPv4-mapped IPv6 is the IPv4 address it stands for.
+    pub addr: IpAddr,
+    /// The port, or 0.
+    pub port: u16,
+}
+
+/// The transport protocol of a socket on the tracepoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP; also the subflows of an MPTCP connection.
+    Tcp,
+    /// Multipath TCP: the socket the application holds.
+    Mptcp,
+    /// SCTP, with TCP's states where they fit.
+    Sctp,
+    /// Another one, by number.
+    Other(u16),
+}
+
+impl Protocol {
+    /// The protocol with this number (`IPPROTO_...`).
+    #[must_use]
+    pub const fn from_number(number: u16) -> Self {
+        match number {
+            6 => Self::Tcp,
+            132 => Self::Sctp,
+            262 => Self::Mptcp,
+            other => Self::Other(other),
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::Tcp => 6,
+            Self::Sctp => 132,
+            Self::Mptcp => 262,
+            Self::Other(number) => number,
+        }
+    }
+
+    /// Its name in output: `tcp`, `mptcp`, `sctp`, or the number.
+    #[must_use]
+    pub fn label(self) -> Cow<'static, str> {
+        match self {
+            Self::Tcp => "tcp".into(),
+            Self::Mptcp => "mptcp".into(),
+            Self::Sctp => "sctp".into(),
+            Self::Other(number) => number.to_string().into(),
+        }
+    }
+}
+
+/// What the current task did when it held the socket: how we know whose event it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Via {
+    /// It called connect().
+    Connect,
+    /// It called listen().
+    Listen,
+    /// It called close(), or ended.
+    Close,
+    /// It called shutdown().
+    Shutdown,
+    /// It was in another system call on this socket, or in one that this kernel does not let us name.
+    Syscall,
+    /// It is the owner of the listener that this socket came from.
+    Listener,
+}
+
+impl Via {
+    /// The word for it in every output.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Listen => "listen",
+            Self::Close => "close",
+            Self::Shutdown => "shutdown",
+            Self::Syscall => "syscall",
+            Self::Listener => "listener",
+        }
+    }
+}
+
+/// A process name as the kernel keeps it: up to 15 bytes of anything but zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Comm([u8; 16]);
+
+impl Comm {
+    /// A name from the kernel's bytes; it ends at the first zero.
+    #[must_use]
+    pub const fn new(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The name as the kernel would keep it: its first 15 bytes.
+    #[must_use]
+    pub fn truncated(name: &str) -> Self {
+        let mut bytes = [0; 16];
+        for (slot, byte) in bytes.iter_mut().take(15).zip(name.bytes()) {
+            *slot = byte;
+        }
+        Self(bytes)
+    }
+
+    /// The bytes before the first zero.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.split(|byte| *byte == 0).next().unwrap_or_default()
+    }
+
+    /// As text, where bytes that are no UTF-8 become U+FFFD. Control characters are still in it: escape for output.
+    #[must_use]
+    pub fn to_str(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.as_bytes())
+    }
+}
+
+impl std::fmt::Debug for Comm {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{:?}", self.to_str())
+    }
+}
+
+/// A process the kernel named, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Process id (thread group) as the initial PID namespace counts.
+    pub pid: u32,
+    /// Its name.
+    pub comm: Comm,
+    /// How we know.
+    pub via: Via,
+}
+
+/// A task that held the socket while its state changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Name of the process.
+    pub comm: Comm,
+    /// The call it was in.
+    pub via: Via,
+}
+
+/// A state transition as the kernel saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransitionEvent {
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
+    /// Socket cookie; `None` on kernels that do not tell (before 5.12) and with the classic tracepoint.
+    pub cookie: Option<u64>,
+    /// Address of the kernel's socket, an identity while it lives.
+    pub socket: u64,
+    /// Cookie of the listener a passive socket was made from, if the kernel told.
+    pub listener_cookie: Option<u64>,
+    /// Address of that listener.
+    pub listener_socket: Option<u64>,
+    /// Network namespace: cookie.
+    pub netns_cookie: Option<u64>,
+    /// Network namespace: inode number.
+    pub netns: Option<u32>,
+    /// Id of the socket's cgroup.
+    pub cgroup: Option<u64>,
+    /// User id of the socket.
+    pub uid: Option<u32>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// This host's end.
+    pub local: Endpoint,
+    /// The peer's end; unspecified if the socket has none (yet).
+    pub remote: Endpoint,
+    /// State before.
+    pub old: TcpState,
+    /// State after.
+    pub new: TcpState,
+    /// `sk_err`, a positive errno; `None` if there was no error.
+    pub error: Option<i32>,
+    /// The task in whose context this happened; `None` if a packet or a timer caused it.
+    pub context: Option<Context>,
+}
+
+impl Event {
+    /// Decodes one record of the ring buffer.
+    ///
+    /// # Errors
+    /// If the bytes are no record of a kind, size and content we know.
+    pub fn decode(mut bytes: &[u8]) -> Result<Self, DecodeError> {
+        let kind = bytes.first().copied().ok_or(DecodeError::Empty)?;
+        if kind != RecordKind::Transition as u8 {
+            return Err(DecodeError::UnknownKind(kind));
+        }
+        let truncated = DecodeError::Truncated {
+            expected: size_of::<TransitionRecord>(),
+            actual: bytes.remaining(),
+        };
+        let (record, _) =
+            TransitionRecord::read_from_prefix(bytes.chunk()).map_err(|_| truncated)?;
+        bytes.advance(size_of::<TransitionRecord>());
+        TransitionEvent::from_record(&record).map(Self::Transition)
+    }
+}
+
+impl TransitionEvent {
+    fn from_record(record: &TransitionRecord) -> Result<Self, DecodeError> {
+        const AF_INET: u16 = 2;
+        const AF_INET6: u16 = 10;
+        if !matches!(record.family, AF_INET | AF_INET6) {
+            return Err(DecodeError::UnknownFamily(record.family));
+        }
+        let old = state(record.old)?;
+        let new = state(record.new)?;
+        Ok(Self {
+            time: record.time,
+            cookie: known(record.cookie),
+            socket: record.socket,
+            listener_cookie: known(record.listener_cookie),
+            listener_socket: known(record.listener_socket),
+            netns_cookie: known(record.netns_cookie),
+            netns: (record.netns != 0).then_some(record.netns),
+            cgroup: known(record.cgroup),
+            uid: (record.uid != u32::MAX).then_some(record.uid),
+            protocol: Protocol::from_number(record.protocol),
+            local: Endpoint {
+                addr: Ipv6Addr::from(record.laddr).to_canonical(),
+                port: record.lport,
+            },
+            remote: Endpoint {
+                addr: Ipv6Addr::from(record.raddr).to_canonical(),
+                port: record.rport,
+            },
+            old,
+            new,
+            error: (record.error > 0).then_some(record.error),
+            context: (record.flags & flags::OWNED != 0).then(|| Context {
+                pid: record.pid,
+                tid: record.tid,
+                comm: Comm::new(record.comm),
+                via: via(record.flags, old, new),
+            }),
+        })
+    }
+
+    /// Whether this is a listening socket's own transition, not that of a child cloned from it.
+    #[must_use]
+    pub fn is_listener(&self) -> bool {
+        self.new == TcpState::Listen || (self.old == TcpState::Listen && !self.is_child())
+    }
+
+    /// Whether this is the first event of a passive socket: a copy of its listener, with no remote end yet.
+    #[must_use]
+    pub fn is_child(&self) -> bool {
+        self.old == TcpState::Listen && self.new == TcpState::SynRecv
+    }
+
+    /// Whether an administrator destroyed the socket (`ss -K`): the task is not its owner then (`tcp_abort`).
+    #[must_use]
+    pub fn is_destroyed(&self) -> bool {
+        self.new == TcpState::Close && self.error == Some(libc::ECONNABORTED)
+    }
+
+    /// Whether a socket begins a new life with this transition.
+    #[must_use]
+    pub fn is_birth(&self) -> bool {
+        self.is_child()
+            || (self.old == TcpState::Close
+                && matches!(self.new, TcpState::SynSent | TcpState::Listen))
+    }
+}
+
+fn known(number: u64) -> Option<u64> {
+    (number != 0).then_some(number)
+}
+
+fn state(number: u8) -> Result<TcpState, DecodeError> {
+    TcpState::from_number(number).ok_or(DecodeError::UnknownState(number))
+}
+
+/// The call the task was in, from the transition and from whether the socket's file was being released.
+fn via(record_flags: u8, old: TcpState, new: TcpState) -> Via {
+    use TcpState::{Close, FinWait1, LastAck, Listen, SynSent};
+    match (old, new) {
+        (Close, SynSent) => Via::Connect,
+        (Close, Listen) => Via::Listen,
+        _ if record_flags & (flags::FILE_RELEASED | flags::NO_FILE) != 0 => Via::Close,
+        _ if record_flags & flags::FILE_KNOWN == 0 => Via::Syscall,
+        (Listen, Close) => Via::Shutdown,
+        (old, FinWait1 | LastAck) if old != new => Via::Shutdown,
+        _ => Via::Syscall,
+    }
+}

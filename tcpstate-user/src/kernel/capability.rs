@@ -1,0 +1,50 @@
+//! Which privileges this process has.
+
+use std::fs;
+
+/// The capabilities that loading and attaching needs (`capabilities(7)`), by number.
+const NEEDED: [(&str, u32); 2] = [("CAP_BPF", 39), ("CAP_PERFMON", 38)];
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// The capabilities that are needed and not there; empty if unknown.
+#[must_use]
+pub fn missing() -> Vec<&'static str> {
+    fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| effective(&status))
+        .map(missing_of)
+        .unwrap_or_default()
+}
+
+fn effective(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// `CAP_SYS_ADMIN` includes the others.
+fn missing_of(effective: u64) -> Vec<&'static str> {
+    let has = |number: u32| effective & (1 << number) != 0;
+    NEEDED
+        .iter()
+        .filter(|(_, number)| !has(*number) && !has(CAP_SYS_ADMIN))
+        .map(|(name, _)| *name)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{effective, missing_of};
+
+    #[test]
+    fn capabilities_are_read_from_the_status_file() {
+        let status = "Name:\tx\nCapPrm:\t0\nCapEff:\t000000c000000000\nCapBnd:\t0\n";
+        assert_eq!(effective(status), Some(0xc0_0000_0000));
+        assert_eq!(effective("Name:\tx\n"), None);
+        assert!(missing_of(0xc0_0000_0000).is_empty());
+        assert!(missing_of(1 << 21).is_empty());
+        assert_eq!(missing_of(1 << 39), ["CAP_PERFMON"]);
+        assert_eq!(missing_of(0), ["CAP_BPF", "CAP_PERFMON"]);
+    }
+}

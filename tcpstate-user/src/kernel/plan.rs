@@ -1,0 +1,358 @@
+//! Which hook this kernel allows, found out by asking it, best first.
+
+use std::{fmt, fs};
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader,
+    maps::MapType,
+    programs::{BtfTracePoint, ProgramError, TracePoint},
+    sys::is_map_supported,
+};
+use serde::Serialize;
+use tcpstate_common::{
+    config::{Config, KernelFilter},
+    fields::{Format, Offsets},
+};
+
+use super::{btf, capability, format};
+
+/// The kernel side, built from `tcpstate-ebpf` by `cargo xtask ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/tcpstate.bpf.o");
+
+const TRACEPOINT: &str = "inet_sock_set_state";
+
+/// A hook that shows state transitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hook {
+    /// The BTF tracepoint: everything.
+    BtfTracepoint,
+    /// The classic tracepoint: only its own fields.
+    Tracepoint,
+}
+
+impl Hook {
+    /// Every hook, best first.
+    pub const ALL: [Self; 2] = [Self::BtfTracepoint, Self::Tracepoint];
+
+    /// Its name for people.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::BtfTracepoint => "BTF tracepoint",
+            Self::Tracepoint => "classic tracepoint",
+        }
+    }
+
+    /// What is lost by using this hook instead of the best one.
+    #[must_use]
+    pub const fn loses(self) -> &'static [&'static str] {
+        match self {
+            Self::BtfTracepoint => &[],
+            Self::Tracepoint => &[
+                "processes: no event says whose it is",
+                "user ids, cgroups, network namespaces, errors",
+                "socket cookies: connections are told apart by socket address, which the kernel reuses",
+            ],
+        }
+    }
+}
+
+/// Something this kernel does not let us know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    /// What is not there, and why.
+    pub what: String,
+    /// What is lost by it.
+    pub loses: String,
+}
+
+/// A hook with everything that is needed to use it on this kernel.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The hook.
+    pub hook: Hook,
+    /// What will not be known.
+    pub missing: Vec<Missing>,
+    offsets: Offsets,
+    format: Format,
+    cookie_helper: bool,
+    task_helper: bool,
+}
+
+/// How trying a hook went.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The hook.
+    pub hook: Hook,
+    /// Whether it was loaded and attached, or why not.
+    pub outcome: Result<(), String>,
+}
+
+/// Hooks in place: dropping it removes them.
+#[derive(Debug)]
+pub struct Attached {
+    /// How.
+    pub plan: Plan,
+    /// Maps and programs.
+    pub ebpf: Ebpf,
+}
+
+/// No hook can be used.
+#[derive(Debug)]
+pub struct Refused {
+    attempts: Vec<Attempt>,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let missing = capability::missing();
+        if missing.is_empty() {
+            write!(
+                out,
+                "this kernel lets us use no hook for TCP state transitions"
+            )?;
+        } else {
+            write!(
+                out,
+                "not permitted to load eBPF programs: {} missing; run as root (sudo), or give the binary the \
+                 capabilities: setcap cap_bpf,cap_perfmon=ep",
+                missing.join(" and "),
+            )?;
+        }
+        for Attempt { hook, outcome } in &self.attempts {
+            if let Err(why) = outcome {
+                write!(out, "\n  {}: {why}", hook.label())?;
+            }
+        }
+        if missing.is_empty() {
+            write!(
+                out,
+                "\nLinux 5.8 or later is needed; `tcpstate probe` shows what this one has"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl Refused {
+    /// Why the last hook that was tried cannot be used.
+    #[must_use]
+    pub fn into_reason(self) -> Option<String> {
+        self.attempts
+            .into_iter()
+            .filter_map(|attempt| attempt.outcome.err())
+            .next_back()
+    }
+}
+
+/// Tries the hooks (or only one), best first, and attaches the first that works. `attempts` gets what happened.
+///
+/// # Errors
+/// If none works.
+pub fn attach(
+    only: Option<Hook>,
+    filter: &KernelFilter,
+    buffer: u32,
+    attempts: &mut Vec<Attempt>,
+) -> Result<Attached, Refused> {
+    for hook in Hook::ALL
+        .into_iter()
+        .filter(|hook| only.is_none_or(|only| only == *hook))
+    {
+        match try_hook(hook, filter, buffer) {
+            Ok(attached) => {
+                attempts.push(Attempt {
+                    hook,
+                    outcome: Ok(()),
+                });
+                return Ok(attached);
+            }
+            Err(why) => attempts.push(Attempt {
+                hook,
+                outcome: Err(why),
+            }),
+        }
+    }
+    Err(Refused {
+        attempts: std::mem::take(attempts),
+    })
+}
+
+fn try_hook(hook: Hook, filter: &KernelFilter, buffer: u32) -> Result<Attached, String> {
+    match hook {
+        Hook::BtfTracepoint => try_btf(filter, buffer),
+        Hook::Tracepoint => try_classic(filter, buffer),
+    }
+}
+
+fn try_btf(filter: &KernelFilter, buffer: u32) -> Result<Attached, String> {
+    let bytes = fs::read(btf::KERNEL_BTF).map_err(|error| {
+        format!(
+            "{}: {error} (the kernel is built without CONFIG_DEBUG_INFO_BTF?)",
+            btf::KERNEL_BTF
+        )
+    })?;
+    let parsed =
+        btf::Btf::parse(&bytes).map_err(|error| format!("{}: {error}", btf::KERNEL_BTF))?;
+    let (offsets, missing) = btf::resolve_offsets(&parsed).map_err(|error| error.to_string())?;
+    let missing = missing
+        .iter()
+        .map(|field| Missing {
+            what: format!(
+                "{}.{}: {}",
+                field.field.container, field.field.path, field.reason
+            ),
+            loses: field.lost.to_owned(),
+        })
+        .collect();
+    let kernel_types =
+        Btf::from_sys_fs().map_err(|error| format!("{}: {error}", btf::KERNEL_BTF))?;
+
+    let mut plan = Plan {
+        hook: Hook::BtfTracepoint,
+        missing,
+        offsets,
+        format: Format::absent(),
+        cookie_helper: true,
+        task_helper: true,
+    };
+    // What a helper is allowed to be called by, only loading tells; the best first.
+    let mut refusal = String::new();
+    for (cookie_helper, task_helper) in [(true, true), (false, true), (false, false)] {
+        plan.cookie_helper = cookie_helper;
+        plan.task_helper = task_helper;
+        let mut ebpf = load_maps(&plan, filter, buffer, Some(&kernel_types))?;
+        match attach_btf(&mut ebpf, &kernel_types) {
+            Ok(()) => {
+                plan.missing.extend(missing_helper(cookie_helper));
+                return Ok(Attached { plan, ebpf });
+            }
+            Err(error) => refusal = reason(&error),
+        }
+    }
+    Err(refusal)
+}
+
+fn missing_helper(cookie_helper: bool) -> Option<Missing> {
+    (!cookie_helper).then(|| Missing {
+        what: "bpf_get_socket_cookie for tracing programs (Linux 5.12)".to_owned(),
+        loses:
+            "socket cookies: connections are told apart by socket address, which the kernel reuses"
+                .to_owned(),
+    })
+}
+
+fn try_classic(filter: &KernelFilter, buffer: u32) -> Result<Attached, String> {
+    if filter.netns != 0 || filter.netns_cookie != 0 {
+        return Err("it does not know network namespaces, so --netns cannot be used".to_owned());
+    }
+    let plan = Plan {
+        hook: Hook::Tracepoint,
+        missing: Hook::Tracepoint
+            .loses()
+            .iter()
+            .map(|loses| Missing {
+                what: "the BTF tracepoint".to_owned(),
+                loses: (*loses).to_owned(),
+            })
+            .collect(),
+        offsets: Offsets::absent(),
+        format: format::read().map_err(|error| error.to_string())?,
+        cookie_helper: false,
+        task_helper: false,
+    };
+    let mut ebpf = load_maps(&plan, filter, buffer, None)?;
+    attach_classic(&mut ebpf).map_err(|error| reason(&error))?;
+    Ok(Attached { plan, ebpf })
+}
+
+/// Hands over the constants and makes the maps. The programs are not loaded yet.
+fn load_maps(
+    plan: &Plan,
+    filter: &KernelFilter,
+    buffer: u32,
+    kernel_types: Option<&Btf>,
+) -> Result<Ebpf, String> {
+    let config = Config {
+        filter: *filter,
+        // Half of the rest is left for what arrives while the reader wakes up.
+        wake_bytes: u64::from(buffer) / 4,
+        cookie_helper: plan.cookie_helper.into(),
+        task_helper: plan.task_helper.into(),
+    };
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(kernel_types)
+        .override_global("CONFIG", zerocopy::IntoBytes::as_bytes(&config), true)
+        .override_global(
+            "OFFSETS",
+            zerocopy::IntoBytes::as_bytes(&plan.offsets),
+            true,
+        )
+        .override_global("FORMAT", zerocopy::IntoBytes::as_bytes(&plan.format), true)
+        .map_max_entries("RECORDS", buffer);
+    loader.load(OBJECT).map_err(|error| maps_reason(&error))
+}
+
+fn attach_btf(ebpf: &mut Ebpf, kernel_types: &Btf) -> Result<(), ProgramError> {
+    let Some(program) = ebpf.program_mut("transition") else {
+        return Err(ProgramError::NotLoaded);
+    };
+    let program: &mut BtfTracePoint = program.try_into()?;
+    program.load(TRACEPOINT, kernel_types)?;
+    program.attach().map(|_| ())
+}
+
+fn attach_classic(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
+    let Some(program) = ebpf.program_mut("classic") else {
+        return Err(ProgramError::NotLoaded);
+    };
+    let program: &mut TracePoint = program.try_into()?;
+    program.load()?;
+    program.attach("sock", TRACEPOINT).map(|_| ())
+}
+
+fn maps_reason(error: &EbpfError) -> String {
+    if !is_map_supported(MapType::RingBuf).unwrap_or(true) {
+        return "this kernel has no BPF ring buffer (Linux 5.8)".to_owned();
+    }
+    chain(error)
+}
+
+/// The reason in one line; of the verifier's log only its last words.
+fn reason(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            let log = verifier_log.to_string();
+            let last = log
+                .lines()
+                .rev()
+                .find(|line| !line.trim().is_empty() && !line.starts_with("processed "));
+            match last {
+                Some(line) => format!("the kernel refused the program: {io_error}: {line}"),
+                None => format!("the kernel refused the program: {io_error}"),
+            }
+        }
+        other => chain(other),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,158 @@
+//! Hooks in place, and the reading end of the ring buffer.
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use aya_log::EbpfLogger;
+use tcpstate_common::{config::KernelFilter, record::Counter};
+use tokio::io::unix::AsyncFd;
+
+use super::plan::{self, Attached, Hook, Plan};
+use crate::{clock, sink::OtherProtocols};
+
+/// What to attach, and how.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Only this hook; the best otherwise.
+    pub hook: Option<Hook>,
+    /// What the kernel side decides.
+    pub filter: KernelFilter,
+    /// Bytes of the ring buffer: a power of two, at least a page.
+    pub buffer: u32,
+}
+
+/// Hooks in place: dropping it removes them.
+#[expect(missing_debug_implementations, reason = "aya's maps have none")]
+pub struct Tracer {
+    ring: AsyncFd<RingBuf<MapData>>,
+    counters: PerCpuArray<MapData, u64>,
+    logger: Option<EbpfLogger<Messages>>,
+    start: u64,
+    attached: Attached,
+}
+
+/// What the kernel side has counted, summed over the CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Transitions that found the ring buffer full.
+    pub lost: u64,
+    /// Transitions of protocols that were not asked for.
+    pub other_protocols: OtherProtocols,
+}
+
+/// Messages of the kernel side, to standard error.
+#[derive(Debug)]
+struct Messages;
+
+impl log::Log for Messages {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        eprintln!("tcpstate: kernel side: {}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+impl Tracer {
+    /// Attaches the best hook that this kernel allows. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// If there is none, with the reason for each.
+    pub fn attach(settings: &Settings) -> Result<Self> {
+        let mut attached = plan::attach(
+            settings.hook,
+            &settings.filter,
+            settings.buffer,
+            &mut Vec::new(),
+        )?;
+        let start = clock::monotonic_now();
+        let logger = EbpfLogger::init_with_logger(&mut attached.ebpf, Messages).ok();
+        let ring = RingBuf::try_from(take_map(&mut attached, "RECORDS")?)?;
+        let counters = PerCpuArray::try_from(take_map(&mut attached, "COUNTERS")?)?;
+        // SAFETY: the ring owns its descriptor, always the same one, and closes it when dropped.
+        let ring = unsafe { AsyncFd::register(ring) }.context("cannot wait for the ring buffer")?;
+        Ok(Self {
+            ring,
+            counters,
+            logger,
+            start,
+            attached,
+        })
+    }
+
+    /// How the hooks were chosen.
+    #[must_use]
+    pub const fn plan(&self) -> &Plan {
+        &self.attached.plan
+    }
+
+    /// When the hooks were in place (nanoseconds of `CLOCK_MONOTONIC`).
+    #[must_use]
+    pub const fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Waits until the kernel side says that the ring buffer fills up. It says so only then: read it now and then as
+    /// well.
+    pub async fn filling(&mut self) {
+        // An error would come from the event loop itself; then the interval of the reader is what is left.
+        match self.ring.readable_mut().await {
+            Ok(mut ready) => ready.clear_ready(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Reads up to `limit` records and returns how many there were.
+    ///
+    /// # Errors
+    /// Those of `take`.
+    pub fn read<E>(
+        &mut self,
+        limit: usize,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<usize, E> {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+        let ring = self.ring.get_mut();
+        let mut records = 0;
+        while records < limit
+            && let Some(record) = ring.next()
+        {
+            records += 1;
+            take(&record)?;
+        }
+        Ok(records)
+    }
+
+    /// What the kernel side has counted.
+    ///
+    /// # Errors
+    /// If a counter cannot be read.
+    pub fn counters(&self) -> Result<Counters> {
+        let sum = |counter: Counter| -> Result<u64> {
+            let values = self
+                .counters
+                .get(&(counter as u32), 0)
+                .context("cannot read the counters")?;
+            Ok(values.iter().sum())
+        };
+        Ok(Counters {
+            lost: sum(Counter::LostTransition)?,
+            other_protocols: OtherProtocols {
+                mptcp: sum(Counter::OtherMptcp)?,
+                sctp: sum(Counter::OtherSctp)?,
+                other: sum(Counter::OtherProtocol)?,
+            },
+        })
+    }
+}
+
+fn take_map(attached: &mut Attached, name: &str) -> Result<Map> {
+    attached
+        .ebpf
+        .take_map(name)
+        .with_context(|| format!("the eBPF object has no map {name}"))
+}

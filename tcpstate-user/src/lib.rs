@@ -1,0 +1,14 @@
+//! Every TCP state transition of a machine, understood.
+//!
+//! The kernel side turns hooks into small fixed records in one ring buffer; here the records become events
+//! ([`event`]), events transitions of connections ([`lifecycle`]), and those output ([`sink`]). Everything after the
+//! ring buffer is a pure function of the records.
+
+pub mod cli;
+pub mod clock;
+pub mod event;
+pub mod filter;
+pub mod kernel;
+pub mod lifecycle;
+pub mod loss;
+pub mod sink;

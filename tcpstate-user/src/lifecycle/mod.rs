@@ -1,0 +1,308 @@
+//! Understands events: which connection, how long in the old state, whose, and what is missing.
+//!
+//! Pure: events in, transitions out; no clock, no input or output, no privilege. It knows connections by socket cookie,
+//! never by pointer (except where the kernel has no cookies, see `identity.rs`).
+
+mod identity;
+mod phase;
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+use tcpstate_common::state::TcpState;
+
+use crate::event::{Process, TransitionEvent, Via};
+use identity::Identities;
+
+pub use identity::OWN_IDS;
+pub use phase::{Bound, Phase};
+
+/// One state change of one connection, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// What the kernel said.
+    pub event: TransitionEvent,
+    /// The connection: its socket cookie, or a number of our own from [`OWN_IDS`] upwards.
+    pub connection: u64,
+    /// Time spent in the old state.
+    pub phase: Phase,
+    /// Whose it is, and how we know.
+    pub process: Option<Process>,
+    /// Path of its cgroup below the root of the cgroup hierarchy.
+    pub cgroup: Option<Arc<str>>,
+    /// The old state does not follow from what was seen before: something was lost.
+    pub damaged: bool,
+}
+
+impl Transition {
+    /// The thread in whose context this happened, if [`Transition::process`] is that of the context.
+    #[must_use]
+    pub fn tid(&self) -> Option<u32> {
+        let context = self.event.context.as_ref()?;
+        self.process
+            .filter(|process| process.pid == context.pid)
+            .map(|_| context.tid)
+    }
+}
+
+/// What the lifecycle has to say about itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Transitions understood.
+    pub transitions: u64,
+    /// Connections and listeners seen.
+    pub connections: u64,
+    /// Transitions whose old state did not follow from what was seen.
+    pub damaged: u64,
+    /// Connections forgotten because the table was full.
+    pub evicted: u64,
+}
+
+/// What is kept of one open connection.
+#[derive(Clone, Copy, Debug)]
+struct Connection {
+    state: TcpState,
+    /// When the state was entered, and whether it was then or earlier.
+    entered: u64,
+    bound: Bound,
+    /// When we heard of it last.
+    heard: u64,
+    owner: Option<Process>,
+}
+
+/// All connections that are open, as far as we know.
+#[derive(Debug)]
+pub struct Lifecycle {
+    connections: IndexMap<u64, Connection, FxBuildHasher>,
+    identities: Identities,
+    cgroups: FxHashMap<u64, Arc<str>>,
+    limit: usize,
+    start: u64,
+    incomplete: bool,
+    counts: Counts,
+    random: u64,
+}
+
+impl Lifecycle {
+    /// An empty table for at most `limit` connections; `start` is when the hooks were in place (nanoseconds of
+    /// `CLOCK_MONOTONIC`).
+    #[must_use]
+    pub fn new(limit: usize, start: u64) -> Self {
+        Self {
+            connections: IndexMap::default(),
+            identities: Identities::default(),
+            cgroups: FxHashMap::default(),
+            limit: limit.max(1),
+            start,
+            incomplete: false,
+            counts: Counts::default(),
+            random: 0x9e37_79b9_7f4a_7c15,
+        }
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub const fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Connections held now.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Events were lost: from now on, a connection met in the middle of its life may have begun unseen.
+    pub const fn events_lost(&mut self) {
+        self.incomplete = true;
+    }
+
+    /// A cgroup has this path. The names of many cgroups that came and went are forgotten at once.
+    pub fn name_cgroup(&mut self, id: u64, path: &str) {
+        const LIMIT: usize = 65_536;
+        if self.cgroups.len() >= LIMIT {
+            self.cgroups.clear();
+        }
+        self.cgroups.insert(id, path.into());
+    }
+
+    /// Understands one event.
+    pub fn transition(&mut self, event: TransitionEvent) -> Transition {
+        let id = self.identities.of(&event);
+        let known = self.connections.get(&id).copied();
+        let (phase, damaged) = match &known {
+            Some(connection) => connection.phase(&event),
+            None => self.first_phase(&event),
+        };
+        let owner = self.owner(&event, known.as_ref());
+
+        self.counts.transitions += 1;
+        self.counts.damaged += u64::from(damaged);
+        if event.is_birth() || (known.is_none() && event.old != TcpState::Close) {
+            self.counts.connections += 1;
+        }
+        if event.new == TcpState::Close {
+            self.connections.swap_remove(&id);
+            self.identities.forget(&event);
+        } else {
+            self.insert(id, Connection::after(&event, known.as_ref(), phase, owner));
+        }
+        Transition {
+            connection: id,
+            phase,
+            process: shown(&event, owner),
+            cgroup: event.cgroup.and_then(|id| self.cgroups.get(&id).cloned()),
+            damaged,
+            event,
+        }
+    }
+
+    /// The time in the old state of a connection that we meet for the first time, and whether something is missing.
+    fn first_phase(&self, event: &TransitionEvent) -> (Phase, bool) {
+        if event.is_birth() || event.old == TcpState::Close {
+            // How long a socket existed before it was used is not told; a child's LISTEN is its listener's.
+            (Phase::UNKNOWN, false)
+        } else if self.incomplete {
+            (Phase::UNKNOWN, true)
+        } else {
+            (
+                Phase::between(self.start, event.time, Bound::AtLeast),
+                false,
+            )
+        }
+    }
+
+    /// The owner after this event: a task that used the socket itself, or the owner of its listener.
+    fn owner(&self, event: &TransitionEvent, known: Option<&Connection>) -> Option<Process> {
+        if event.is_child() {
+            return self.listener_owner(event);
+        }
+        let before = known.and_then(|connection| connection.owner);
+        let Some(context) = &event.context else {
+            return before;
+        };
+        let in_use =
+            !event.is_destroyed() && before.is_none_or(|process| process.via == Via::Listener);
+        let owns = match context.via {
+            Via::Connect | Via::Listen => true,
+            Via::Syscall => in_use,
+            Via::Close | Via::Shutdown | Via::Listener => false,
+        };
+        if owns {
+            Some(Process {
+                pid: context.pid,
+                comm: context.comm,
+                via: context.via,
+            })
+        } else {
+            before
+        }
+    }
+
+    fn listener_owner(&self, event: &TransitionEvent) -> Option<Process> {
+        let id = match event.cookie {
+            Some(_) => event.listener_cookie,
+            None => event
+                .listener_socket
+                .and_then(|socket| self.identities.current(socket)),
+        }?;
+        let listener = self.connections.get(&id)?;
+        let owner = listener
+            .owner
+            .filter(|_| listener.state == TcpState::Listen)?;
+        Some(Process {
+            via: Via::Listener,
+            ..owner
+        })
+    }
+
+    fn insert(&mut self, id: u64, connection: Connection) {
+        if self.connections.len() >= self.limit && !self.connections.contains_key(&id) {
+            self.evict();
+        }
+        self.connections.insert(id, connection);
+    }
+
+    /// Forgets the connection that has been silent longest among a few picked at random.
+    fn evict(&mut self) {
+        const SAMPLE: usize = 8;
+        let mut victim: Option<(usize, u64)> = None;
+        for _ in 0..SAMPLE {
+            // xorshift64: good enough to pick a victim, and the same in every replay.
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            let range = self.connections.len() as u64;
+            let index = usize::try_from(self.random % range).unwrap_or_default();
+            if let Some((_, connection)) = self.connections.get_index(index)
+                && victim.is_none_or(|(_, heard)| connection.heard < heard)
+            {
+                victim = Some((index, connection.heard));
+            }
+        }
+        if let Some((index, _)) = victim {
+            self.connections.swap_remove_index(index);
+            self.counts.evicted += 1;
+            self.incomplete = true;
+        }
+    }
+}
+
+impl Connection {
+    /// The time in the old state, and whether something is missing between what we knew and this event.
+    fn phase(&self, event: &TransitionEvent) -> (Phase, bool) {
+        if self.state == event.old {
+            (Phase::between(self.entered, event.time, self.bound), false)
+        } else {
+            // It came into the old state unseen, after we heard of it last.
+            (Phase::between(self.heard, event.time, Bound::AtMost), true)
+        }
+    }
+
+    fn after(
+        event: &TransitionEvent,
+        known: Option<&Self>,
+        phase: Phase,
+        owner: Option<Process>,
+    ) -> Self {
+        // shutdown() followed by close() gives FIN_WAIT2 -> FIN_WAIT2: the state goes on.
+        let goes_on = event.old == event.new && phase.bound() != Bound::Unknown;
+        let (entered, bound) = match known {
+            Some(connection) if goes_on && connection.state == event.old => {
+                (connection.entered, connection.bound)
+            }
+            _ if goes_on => (
+                event
+                    .time
+                    .saturating_sub(phase.nanoseconds().unwrap_or_default()),
+                phase.bound(),
+            ),
+            _ => (event.time, Bound::Exact),
+        };
+        Self {
+            state: event.new,
+            entered,
+            bound,
+            heard: event.time,
+            owner,
+        }
+    }
+}
+
+/// The process to show with an event: the task in whose context it happened, else the owner.
+fn shown(event: &TransitionEvent, owner: Option<Process>) -> Option<Process> {
+    let Some(context) = &event.context else {
+        return owner;
+    };
+    // `ss -K` holds the socket as its owner would, but is not. And `connect` says more than `syscall`.
+    let same = owner.is_some_and(|process| process.pid == context.pid);
+    if event.is_destroyed() || (context.via == Via::Syscall && same) {
+        return owner;
+    }
+    Some(Process {
+        pid: context.pid,
+        comm: context.comm,
+        via: context.via,
+    })
+}

@@ -1,0 +1,174 @@
+//! JSON lines: one object a line. The fields are a contract, described in docs/formats.md.
+
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+    net::IpAddr,
+};
+
+use serde::Serialize;
+use serde_json::ser::{CharEscape, Formatter};
+
+use super::{Sink, Summary, error_name, escape};
+use crate::{clock::Clock, lifecycle::Transition, loss::Loss};
+
+/// Writes JSON lines.
+#[derive(Debug)]
+pub struct Json<W> {
+    out: W,
+    clock: Clock,
+}
+
+/// One transition as it is written; also the columns of CSV, in this order.
+#[derive(Debug, Serialize)]
+pub(super) struct Row<'a> {
+    pub(super) time: String,
+    pub(super) cookie: u64,
+    pub(super) netns: Option<u32>,
+    pub(super) netns_cookie: Option<u64>,
+    pub(super) family: &'static str,
+    pub(super) protocol: Cow<'static, str>,
+    pub(super) laddr: Option<IpAddr>,
+    pub(super) lport: Option<u16>,
+    pub(super) raddr: Option<IpAddr>,
+    pub(super) rport: Option<u16>,
+    pub(super) old: &'static str,
+    pub(super) new: &'static str,
+    pub(super) seconds: Option<f64>,
+    pub(super) bound: &'static str,
+    pub(super) minisocket: bool,
+    pub(super) reason: Option<&'static str>,
+    pub(super) pid: Option<u32>,
+    pub(super) comm: Option<Cow<'a, str>>,
+    pub(super) via: Option<&'static str>,
+    pub(super) uid: Option<u32>,
+    pub(super) cgroup: Option<&'a str>,
+    pub(super) error: Option<String>,
+    pub(super) tid: Option<u32>,
+    pub(super) cgroup_id: Option<u64>,
+    pub(super) damaged: bool,
+}
+
+impl<'a> Row<'a> {
+    pub(super) fn new(transition: &'a Transition, clock: &Clock) -> Self {
+        let event = &transition.event;
+        let process = transition.process.as_ref();
+        // A local address may be any; a remote one that is unspecified is one that is not known.
+        let any_local = event.is_listener();
+        Self {
+            time: clock.rfc3339(event.time),
+            cookie: transition.connection,
+            netns: event.netns,
+            netns_cookie: event.netns_cookie,
+            family: if event.local.addr.is_ipv4() {
+                "ipv4"
+            } else {
+                "ipv6"
+            },
+            protocol: event.protocol.label(),
+            laddr: Some(event.local.addr).filter(|addr| any_local || !addr.is_unspecified()),
+            lport: Some(event.local.port).filter(|port| *port != 0),
+            raddr: Some(event.remote.addr).filter(|addr| !addr.is_unspecified()),
+            rport: Some(event.remote.port).filter(|port| *port != 0),
+            old: event.old.label(),
+            new: event.new.label(),
+            seconds: transition.phase.nanoseconds().map(seconds),
+            bound: transition.phase.bound().label(),
+            minisocket: false,
+            reason: None,
+            pid: process.map(|process| process.pid),
+            comm: process.map(|process| process.comm.to_str()),
+            via: process.map(|process| process.via.label()),
+            uid: event.uid,
+            cgroup: transition.cgroup.as_deref(),
+            error: event.error.map(error_name),
+            tid: transition.tid(),
+            cgroup_id: event.cgroup,
+            damaged: transition.damaged,
+        }
+    }
+}
+
+/// Durations are seconds in machine formats; a double holds nanoseconds exactly for 104 days.
+#[expect(clippy::cast_precision_loss, reason = "exact below 2^53 nanoseconds")]
+pub(crate) fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Line<'a> {
+    Transition(&'a Row<'a>),
+    Loss {
+        kind: &'static str,
+        count: u64,
+        from: String,
+        to: String,
+    },
+    Summary(&'a Summary),
+}
+
+impl<W: Write> Json<W> {
+    /// Writes to `out`, which should be buffered.
+    pub const fn new(out: W, clock: Clock) -> Self {
+        Self { out, clock }
+    }
+
+    fn line(&mut self, line: &Line<'_>) -> io::Result<()> {
+        let mut serializer = serde_json::Serializer::with_formatter(&mut self.out, Harmless);
+        line.serialize(&mut serializer)?;
+        self.out.write_all(b"\n")
+    }
+}
+
+impl<W: Write> Sink for Json<W> {
+    fn transition(&mut self, transition: &Transition) -> io::Result<()> {
+        let row = Row::new(transition, &self.clock);
+        self.line(&Line::Transition(&row))
+    }
+
+    fn loss(&mut self, loss: &Loss) -> io::Result<()> {
+        self.line(&Line::Loss {
+            kind: loss.kind.label(),
+            count: loss.count,
+            from: self.clock.rfc3339(loss.from),
+            to: self.clock.rfc3339(loss.to),
+        })
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        self.line(&Line::Summary(summary))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Compact JSON in which no character is left that a terminal would act upon: serde escapes ASCII control characters,
+/// this the others.
+struct Harmless;
+
+impl Formatter for Harmless {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((index, character)) = rest
+            .char_indices()
+            .find(|(_, character)| escape::is_hostile(*character))
+        {
+            let (before, after) = rest.split_at(index);
+            writer.write_all(before.as_bytes())?;
+            if character.is_ascii() {
+                self.write_char_escape(writer, CharEscape::AsciiControl(character as u8))?;
+            } else {
+                write!(writer, "\\u{:04x}", u32::from(character))?;
+            }
+            rest = &after[character.len_utf8()..];
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}

@@ -1,0 +1,387 @@
+//! Text for people: aligned, within 80 columns by default, everything with `--wide`.
+
+use std::{
+    fmt::{self, Write as _},
+    io::{self, Write},
+};
+
+use super::{OtherProtocols, Sink, Summary, error_name, escape};
+use crate::{
+    clock::Clock,
+    event::Endpoint,
+    lifecycle::{Bound, Phase, Transition},
+    loss::{Loss, LossKind},
+};
+
+/// Which columns are written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Layout {
+    /// Everything there is.
+    pub wide: bool,
+    /// The time of day.
+    pub time_of_day: bool,
+    /// Seconds since the start.
+    pub since_start: bool,
+    /// Columns of the terminal; 0 for 80.
+    pub columns: usize,
+}
+
+/// Writes text.
+#[derive(Debug)]
+pub struct Text<W> {
+    out: W,
+    clock: Clock,
+    layout: Layout,
+    line: String,
+}
+
+const ENDPOINTS: usize = 31;
+const STATES: usize = 25;
+const NARROW: usize = 80;
+
+impl<W: Write> Text<W> {
+    /// Writes to `out`, which should be buffered, beginning with the header.
+    ///
+    /// # Errors
+    /// If the header cannot be written.
+    pub fn new(out: W, clock: Clock, layout: Layout) -> io::Result<Self> {
+        let mut text = Self {
+            out,
+            clock,
+            layout,
+            line: String::new(),
+        };
+        text.header();
+        text.end_line()?;
+        Ok(text)
+    }
+
+    fn header(&mut self) {
+        let line = &mut self.line;
+        if self.layout.wide || self.layout.time_of_day {
+            push(line, format_args!("{:<15} ", "TIME"));
+        }
+        if self.layout.since_start {
+            push(line, format_args!("{:>13} ", "SINCE(s)"));
+        }
+        push(line, format_args!("{:>8}  ", "MS"));
+        if self.layout.wide {
+            push(
+                line,
+                format_args!(
+                    "{:<4} {:<5} {:<22} {:<22} {:<STATES$} {:<12} {:>5} {:>10} {:>8} {:<8} {:>7} {:>7} {:<15} {}",
+                    "FAM",
+                    "PROTO",
+                    "LOCAL",
+                    "REMOTE",
+                    "OLD -> NEW",
+                    "ERROR",
+                    "UID",
+                    "NETNS",
+                    "COOKIE",
+                    "VIA",
+                    "PID",
+                    "TID",
+                    "COMM",
+                    "CGROUP",
+                ),
+            );
+        } else {
+            push(
+                line,
+                format_args!(
+                    "{:<15} {:<15} {:<STATES$} {}",
+                    "LOCAL", "REMOTE", "OLD -> NEW", "PID COMM"
+                ),
+            );
+        }
+    }
+
+    fn row(&mut self, transition: &Transition) {
+        let event = &transition.event;
+        let line = &mut self.line;
+        if self.layout.wide || self.layout.time_of_day {
+            push(
+                line,
+                format_args!("{} ", self.clock.time_of_day(event.time)),
+            );
+        }
+        if self.layout.since_start {
+            let since = self.clock.since_start(event.time);
+            push(
+                line,
+                format_args!(
+                    "{:>6}.{:06} ",
+                    since / 1_000_000_000,
+                    since / 1000 % 1_000_000
+                ),
+            );
+        }
+        let start = line.len();
+        milliseconds(line, transition.phase);
+        pad_left(line, start, 8);
+        line.push_str(if transition.damaged { "! " } else { "  " });
+        if self.layout.wide {
+            self.wide(transition);
+        } else {
+            self.narrow(transition);
+        }
+    }
+
+    /// Two endpoints share their columns, so that a long one does not push what follows; the name of the process comes
+    /// last and is cut where the line ends. Addresses and process ids are never cut.
+    fn narrow(&mut self, transition: &Transition) {
+        let event = &transition.event;
+        let line = &mut self.line;
+        let start = line.len();
+        endpoint(line, event.local, event.is_listener());
+        pad_right(line, start, 15);
+        line.push(' ');
+        endpoint(line, event.remote, event.is_listener());
+        pad_right(line, start, ENDPOINTS);
+        line.push(' ');
+        let start = line.len();
+        push(
+            line,
+            format_args!("{} -> {}", event.old.name(), event.new.name()),
+        );
+        pad_right(line, start, STATES);
+        line.push(' ');
+        let Some(process) = &transition.process else {
+            line.push('-');
+            return;
+        };
+        push(line, format_args!("{} ", process.pid));
+        let columns = if self.layout.columns == 0 {
+            NARROW
+        } else {
+            self.layout.columns
+        };
+        let name = process.comm.to_str();
+        let name = escape::text(&name);
+        let room = columns.saturating_sub(line.chars().count());
+        if name.chars().count() <= room {
+            line.push_str(&name);
+        } else if room > 1 {
+            line.extend(name.chars().take(room - 1));
+            line.push('+');
+        }
+    }
+
+    fn wide(&mut self, transition: &Transition) {
+        let event = &transition.event;
+        let line = &mut self.line;
+        let family = if event.local.addr.is_ipv4() {
+            "ipv4"
+        } else {
+            "ipv6"
+        };
+        push(
+            line,
+            format_args!("{family:<4} {:<5} ", event.protocol.label()),
+        );
+        let start = line.len();
+        endpoint(line, event.local, event.is_listener());
+        pad_right(line, start, 22);
+        line.push(' ');
+        endpoint(line, event.remote, event.is_listener());
+        pad_right(line, start, 45);
+        line.push(' ');
+        let start = line.len();
+        push(
+            line,
+            format_args!("{} -> {}", event.old.name(), event.new.name()),
+        );
+        pad_right(line, start, STATES);
+        let error = event.error.map(error_name);
+        push(
+            line,
+            format_args!(
+                " {:<12} {:>5} {:>10} {:>8} ",
+                error.as_deref().unwrap_or("-"),
+                Known(event.uid),
+                Known(event.netns),
+                transition.connection,
+            ),
+        );
+        match &transition.process {
+            Some(process) => push(
+                line,
+                format_args!(
+                    "{:<8} {:>7} {:>7} {:<15} ",
+                    process.via.label(),
+                    process.pid,
+                    Known(transition.tid()),
+                    escape::word(&process.comm.to_str()),
+                ),
+            ),
+            None => push(
+                line,
+                format_args!("{:<8} {:>7} {:>7} {:<15} ", "-", "-", "-", "-"),
+            ),
+        }
+        match (&transition.cgroup, event.cgroup) {
+            (Some(path), _) => line.push_str(&escape::word(path)),
+            (None, Some(id)) => push(line, format_args!("{id}")),
+            (None, None) => line.push('-'),
+        }
+    }
+
+    fn end_line(&mut self) -> io::Result<()> {
+        while self.line.ends_with(' ') {
+            self.line.pop();
+        }
+        self.line.push('\n');
+        self.out.write_all(self.line.as_bytes())?;
+        self.line.clear();
+        Ok(())
+    }
+}
+
+impl<W: Write> Sink for Text<W> {
+    fn transition(&mut self, transition: &Transition) -> io::Result<()> {
+        self.row(transition);
+        self.end_line()
+    }
+
+    fn loss(&mut self, _: &Loss) -> io::Result<()> {
+        // Standard error has it while it happens, the summary in the end.
+        Ok(())
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        write!(self.out, "{summary}")
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
+    fn resize(&mut self, columns: usize) {
+        self.layout.columns = columns;
+    }
+}
+
+/// The summary as text: lines that begin with `#`, so that they are no rows.
+impl fmt::Display for Summary {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "# {} shown of {}; {} seen in {:.1} s by {}",
+            plural(self.shown, "transition"),
+            self.events,
+            plural(self.connections, "connection"),
+            self.seconds,
+            self.hooks.join(", "),
+        )?;
+        if self.loss.is_none() {
+            writeln!(out, "# nothing lost")?;
+        }
+        for kind in LossKind::ALL {
+            let count = self.loss.get(kind);
+            if count > 0 {
+                writeln!(out, "# LOST {count}: {}", kind.advice())?;
+            }
+        }
+        if self.damaged > 0 {
+            writeln!(
+                out,
+                "# {} marked `!`: the old state does not follow from what was seen",
+                plural(self.damaged, "transition")
+            )?;
+        }
+        if self.undecided > 0 {
+            writeln!(
+                out,
+                "# {} not shown: the port or address to filter by is not known yet",
+                plural(self.undecided, "connection")
+            )?;
+        }
+        if self.unattributed > 0 {
+            writeln!(
+                out,
+                "# {} not shown: the process or cgroup to filter by is not known",
+                plural(self.unattributed, "transition")
+            )?;
+        }
+        let OtherProtocols { mptcp, sctp, other } = self.other_protocols;
+        if mptcp + sctp + other > 0 {
+            writeln!(
+                out,
+                "# not shown: {mptcp} of MPTCP, {sctp} of SCTP, {other} of other protocols (see --protocol)"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn plural(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A number, or `-`.
+struct Known<T>(Option<T>);
+
+impl<T: fmt::Display> fmt::Display for Known<T> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(value) => value.fmt(out),
+            None => out.pad("-"),
+        }
+    }
+}
+
+fn push(line: &mut String, arguments: fmt::Arguments<'_>) {
+    // Writing to a string does not fail.
+    let _ = line.write_fmt(arguments);
+}
+
+fn pad_right(line: &mut String, start: usize, width: usize) {
+    let missing = (start + width).saturating_sub(line.len());
+    line.extend(std::iter::repeat_n(' ', missing));
+}
+
+fn pad_left(line: &mut String, start: usize, width: usize) {
+    for _ in (line.len() - start)..width {
+        line.insert(start, ' ');
+    }
+}
+
+/// `>=` and `<=` mark bounds; three significant digits are enough to read, `-j` has them all.
+fn milliseconds(line: &mut String, phase: Phase) {
+    let Some(nanoseconds) = phase.nanoseconds() else {
+        line.push('-');
+        return;
+    };
+    line.push_str(match phase.bound() {
+        Bound::AtLeast => ">=",
+        Bound::AtMost => "<=",
+        Bound::Exact | Bound::Unknown => "",
+    });
+    let whole = nanoseconds / 1_000_000;
+    let fraction = nanoseconds % 1_000_000;
+    match whole {
+        0..10 => push(line, format_args!("{whole}.{:03}", fraction / 1000)),
+        10..1000 => push(line, format_args!("{whole}.{}", fraction / 100_000)),
+        _ => push(line, format_args!("{whole}")),
+    }
+}
+
+/// `-` for an end that is not known; `*` for any.
+fn endpoint(line: &mut String, end: Endpoint, listener: bool) {
+    if end.addr.is_unspecified() && end.port == 0 {
+        line.push(if listener { '*' } else { '-' });
+        return;
+    }
+    if end.addr.is_unspecified() {
+        line.push('*');
+    } else if end.addr.is_ipv6() {
+        push(line, format_args!("[{}]", end.addr));
+    } else {
+        push(line, format_args!("{}", end.addr));
+    }
+    match end.port {
+        0 => line.push_str(":-"),
+        port => push(line, format_args!(":{port}")),
+    }
+}

@@ -1,0 +1,111 @@
+//! The command line: help, exit codes, and what bad input gets. Nothing here reaches the kernel.
+
+use std::process::{Command, Output};
+
+fn tcpstate(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tcpstate"))
+        .args(arguments)
+        .output()
+        .expect("tcpstate starts")
+}
+
+/// Standard error of a call that must fail with exit code 2 and print nothing else.
+fn refused(arguments: &[&str]) -> String {
+    let output = tcpstate(arguments);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+    assert!(output.stdout.is_empty(), "{arguments:?}");
+    assert!(!message.contains("panicked"), "{message}");
+    message
+}
+
+#[test]
+fn help_and_version_are_no_failures() {
+    for arguments in [
+        &["--help"][..],
+        &["trace", "--help"],
+        &["probe", "-h"],
+        &["--version"],
+    ] {
+        let output = tcpstate(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(
+            !output.stdout.is_empty() && output.stderr.is_empty(),
+            "{arguments:?}"
+        );
+    }
+    assert_eq!(tcpstate(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn bad_flags_say_what_why_and_what_to_do() {
+    for (arguments, expected) in [
+        (
+            &["trace", "--nonsense"][..],
+            "unexpected argument '--nonsense'",
+        ),
+        (&["nonsense"], "unrecognized subcommand"),
+        (&["trace", "-L", "70000"], "ports from 1 to 65535"),
+        (&["trace", "-D", "90-80"], "the range ends before it begins"),
+        (
+            &["trace", "--cidr", "10.0.0.0/33"],
+            "a network with a prefix length",
+        ),
+        (
+            &["trace", "--state", "FIN_WAIT_1"],
+            "TCP has the states established, syn_sent",
+        ),
+        (
+            &["trace", "--protocol", "udp"],
+            "give tcp, mptcp, sctp or all",
+        ),
+        (&["trace", "--duration", "soon"], "90, 1.5, 60s, 2m"),
+        (
+            &["trace", "--count", "0"],
+            "invalid value '0' for '--count <N>'",
+        ),
+        (&["trace", "--buffer", "3"], "from 64K to 1G"),
+        (&["trace", "--max-connections", "0"], "from 1 to 100000000"),
+        (&["trace", "-4", "-6"], "cannot be used with"),
+        (&["trace", "-j", "-s"], "cannot be used with"),
+        (
+            &["trace", "--hook", "kprobe"],
+            "possible values: auto, btf, classic",
+        ),
+        (&["trace", "-p", "0"], "invalid value '0'"),
+    ] {
+        let message = refused(arguments);
+        assert!(message.contains(expected), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn what_is_not_there_is_said_before_anything_is_attached() {
+    for (arguments, expected) in [
+        (
+            &["trace", "-p", "4194399"][..],
+            "--pid 4194399: there is no such process",
+        ),
+        (
+            &["trace", "--netns", "no-such-name"],
+            "network namespace \"no-such-name\"",
+        ),
+        (
+            &["trace", "--netns", "1"],
+            "no process and no name has the network namespace 1",
+        ),
+        (
+            &["trace", "--netns", "/etc/passwd"],
+            "is no network namespace",
+        ),
+        (&["trace", "--cgroup", "/no/such/group"], "cgroup"),
+        (&["trace", "--cgroup", "../../.."], "cgroup"),
+        (
+            &["trace", "-o", "/no/such/folder/file"],
+            "/no/such/folder/file: cannot be written",
+        ),
+    ] {
+        let message = refused(arguments);
+        assert!(message.contains(expected), "{arguments:?}: {message}");
+    }
+}

@@ -1,0 +1,145 @@
+//! Decoding: whatever bytes come, the answer is an event or an error.
+
+use proptest::prelude::*;
+use tcpstate_common::{
+    record::{TransitionRecord, flags},
+    state::TcpState,
+};
+use tcpstate_user::event::{DecodeError, Event, Protocol, Via};
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use crate::records::{MS, event, owned, record};
+
+#[test]
+fn every_truncation_is_an_error() {
+    let record = record(1, MS, TcpState::Close, TcpState::SynSent);
+    let bytes = record.as_bytes();
+    assert_eq!(Event::decode(&[]), Err(DecodeError::Empty));
+    for length in 1..bytes.len() {
+        let error = DecodeError::Truncated {
+            expected: bytes.len(),
+            actual: length,
+        };
+        assert_eq!(Event::decode(&bytes[..length]), Err(error));
+    }
+    assert!(Event::decode(bytes).is_ok());
+}
+
+#[test]
+fn what_is_no_number_of_ours_is_refused() {
+    let good = record(1, MS, TcpState::Close, TcpState::SynSent);
+    let decode = |record: TransitionRecord| Event::decode(record.as_bytes());
+    assert_eq!(
+        decode(TransitionRecord { kind: 0, ..good }),
+        Err(DecodeError::UnknownKind(0))
+    );
+    assert_eq!(
+        decode(TransitionRecord { kind: 200, ..good }),
+        Err(DecodeError::UnknownKind(200))
+    );
+    assert_eq!(
+        decode(TransitionRecord { old: 0, ..good }),
+        Err(DecodeError::UnknownState(0))
+    );
+    assert_eq!(
+        decode(TransitionRecord { new: 14, ..good }),
+        Err(DecodeError::UnknownState(14))
+    );
+    assert_eq!(
+        decode(TransitionRecord { family: 1, ..good }),
+        Err(DecodeError::UnknownFamily(1))
+    );
+}
+
+#[test]
+fn zero_means_unknown() {
+    let unknown = TransitionRecord {
+        cookie: 0,
+        netns: 0,
+        netns_cookie: 0,
+        cgroup: 0,
+        uid: u32::MAX,
+        protocol: 999,
+        ..record(1, MS, TcpState::Close, TcpState::SynSent)
+    };
+    let event = event(&unknown);
+    assert_eq!(
+        (event.cookie, event.netns, event.netns_cookie),
+        (None, None, None)
+    );
+    assert_eq!((event.cgroup, event.uid, event.error), (None, None, None));
+    assert_eq!(event.context, None);
+    assert_eq!(event.protocol, Protocol::Other(999));
+}
+
+#[test]
+fn the_call_is_told_from_the_socket() {
+    use TcpState::{Close, CloseWait, Established, FinWait1, FinWait2, LastAck, Listen, SynSent};
+    const ALIVE: u8 = flags::FILE_KNOWN;
+    const RELEASED: u8 = flags::FILE_KNOWN | flags::FILE_RELEASED;
+    const ORPHAN: u8 = flags::FILE_KNOWN | flags::NO_FILE;
+    let via = |old, new, file| {
+        let record = owned(record(1, MS, old, new), 7, b"x");
+        let record = TransitionRecord {
+            flags: flags::OWNED | file,
+            ..record
+        };
+        event(&record).context.map(|context| context.via)
+    };
+    assert_eq!(via(Close, SynSent, ALIVE), Some(Via::Connect));
+    assert_eq!(
+        via(Close, SynSent, ORPHAN),
+        Some(Via::Connect),
+        "a socket of the kernel's own"
+    );
+    assert_eq!(via(Close, Listen, ALIVE), Some(Via::Listen));
+    assert_eq!(via(Established, FinWait1, RELEASED), Some(Via::Close));
+    assert_eq!(via(Established, FinWait1, ALIVE), Some(Via::Shutdown));
+    assert_eq!(
+        via(Established, FinWait1, 0),
+        Some(Via::Syscall),
+        "cannot be told"
+    );
+    assert_eq!(via(CloseWait, LastAck, ALIVE), Some(Via::Shutdown));
+    assert_eq!(via(FinWait2, Close, ORPHAN), Some(Via::Close));
+    assert_eq!(
+        via(Established, CloseWait, ALIVE),
+        Some(Via::Syscall),
+        "a FIN from the backlog"
+    );
+    assert_eq!(via(Listen, Close, ALIVE), Some(Via::Shutdown));
+}
+
+#[test]
+fn a_name_ends_at_the_first_zero() {
+    let event = event(&owned(
+        record(1, MS, TcpState::Close, TcpState::SynSent),
+        7,
+        b"ab\0cd",
+    ));
+    assert_eq!(
+        event
+            .context
+            .map(|context| context.comm.to_str().into_owned()),
+        Some("ab".into())
+    );
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = Event::decode(&bytes);
+    }
+
+    #[test]
+    fn random_records_never_panic(mut bytes in proptest::array::uniform32(any::<u8>()), tail in proptest::collection::vec(any::<u8>(), 104..140)) {
+        bytes[0] = 1;
+        let mut record = bytes.to_vec();
+        record.extend(tail);
+        if let Ok(Event::Transition(event)) = Event::decode(&record) {
+            let raw = TransitionRecord::read_from_prefix(&record).expect("long enough").0;
+            prop_assert_eq!(event.old as u8, raw.old);
+            prop_assert_eq!(event.local.port, raw.lport);
+        }
+    }
+}

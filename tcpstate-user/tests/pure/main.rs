@@ -1,0 +1,10 @@
+//! Tests of everything right of the ring buffer: no root, no kernel, no clock.
+
+#![expect(clippy::expect_used, reason = "a test stops where its set-up fails")]
+
+mod command_line;
+mod decode;
+mod gate;
+mod lifecycle;
+mod output;
+mod records;

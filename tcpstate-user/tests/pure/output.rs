@@ -1,0 +1,244 @@
+//! Every output format as a golden file (`snapshots/`), and what must hold of each.
+
+use std::{cell::RefCell, io, rc::Rc};
+
+use jiff::tz::TimeZone;
+use tcpstate_common::{
+    record::TransitionRecord,
+    state::TcpState::{
+        Close, CloseWait, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv, SynSent,
+    },
+};
+use tcpstate_user::{
+    clock::Clock,
+    lifecycle::{Lifecycle, Transition},
+    loss::{Loss, LossKind, LossTotals},
+    sink::{Csv, Json, Layout, OtherProtocols, Sink, Summary, Text},
+};
+
+use crate::records::{MS, event, owned, record};
+
+const START: u64 = 1_000_000 * MS;
+/// The time of day at monotonic zero: 2026-11-22T00:00:00Z.
+const OFFSET: i128 = 1_795_305_600_000_000_000;
+
+fn clock() -> Clock {
+    Clock::new(START, OFFSET, TimeZone::UTC)
+}
+
+/// A sink's output that can be read while the sink has it.
+#[derive(Clone, Default)]
+struct Page(Rc<RefCell<Vec<u8>>>);
+
+impl io::Write for Page {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn ipv6(record: TransitionRecord) -> TransitionRecord {
+    let address = |text: &str| {
+        text.parse::<std::net::Ipv6Addr>()
+            .expect("an address")
+            .octets()
+    };
+    TransitionRecord {
+        family: 10,
+        laddr: address("2001:db8:1234:5678:9abc:def0:1234:5678"),
+        raddr: address("2001:db8::1"),
+        ..record
+    }
+}
+
+/// One of everything.
+fn scene() -> Vec<Transition> {
+    let any = std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().octets();
+    let at = |ms: u64| START + ms * MS;
+    let server = TransitionRecord {
+        lport: 8080,
+        rport: 51_000,
+        ..record(3, at(40), Listen, SynRecv)
+    };
+    let records = [
+        owned(
+            TransitionRecord {
+                laddr: any,
+                raddr: any,
+                lport: 8080,
+                rport: 0,
+                ..record(2, at(1), Close, Listen)
+            },
+            22_312,
+            b"nginx",
+        ),
+        owned(
+            TransitionRecord {
+                lport: 0,
+                ..record(1, at(2), Close, SynSent)
+            },
+            4_194_304,
+            b"a-longish-name",
+        ),
+        record(1, at(3) + 21_000, SynSent, Established),
+        TransitionRecord {
+            listener_cookie: 2,
+            raddr: any,
+            rport: 0,
+            ..server
+        },
+        TransitionRecord {
+            time: at(41),
+            old: SynRecv as u8,
+            new: Established as u8,
+            ..server
+        },
+        owned(
+            record(1, at(63_310), Established, FinWait1),
+            4_194_304,
+            b"\x1b[2J\n\",=x",
+        ),
+        TransitionRecord {
+            uid: u32::MAX,
+            ..record(1, at(63_311), FinWait1, FinWait2)
+        },
+        TransitionRecord {
+            error: libc::ECONNRESET,
+            ..record(1, at(63_400), FinWait2, Close)
+        },
+        ipv6(record(9, at(3_600_000), Established, CloseWait)),
+        ipv6(record(9, at(3_600_500), LastAck, Close)),
+    ];
+    let mut lifecycle = Lifecycle::new(100, START);
+    lifecycle.name_cgroup(42, "/system.slice/a b.service");
+    records
+        .iter()
+        .map(|record| lifecycle.transition(event(record)))
+        .collect()
+}
+
+fn summary() -> Summary {
+    let mut loss = LossTotals::default();
+    loss.advance(LossKind::RingFull, 1234);
+    Summary {
+        seconds: 63.5,
+        hooks: vec!["BTF tracepoint"],
+        events: 12,
+        shown: 10,
+        connections: 4,
+        damaged: 1,
+        undecided: 2,
+        unattributed: 1,
+        other_protocols: OtherProtocols {
+            mptcp: 3,
+            sctp: 0,
+            other: 0,
+        },
+        loss,
+    }
+}
+
+/// What a sink writes of the scene.
+fn written<S: Sink>(make: impl FnOnce(Page) -> S) -> String {
+    let page = Page::default();
+    let mut sink = make(page.clone());
+    for transition in scene() {
+        sink.transition(&transition).expect("memory can be written");
+    }
+    let loss = Loss {
+        kind: LossKind::RingFull,
+        count: 1234,
+        from: START,
+        to: START + 50 * MS,
+    };
+    sink.loss(&loss).expect("memory can be written");
+    sink.summary(&summary()).expect("memory can be written");
+    sink.flush().expect("memory can be written");
+    drop(sink);
+    String::from_utf8(page.0.take()).expect("UTF-8")
+}
+
+fn text(layout: Layout) -> String {
+    written(|page| Text::new(page, clock(), layout).expect("memory can be written"))
+}
+
+#[test]
+fn text_narrow() {
+    let text = text(Layout::default());
+    for line in text
+        .lines()
+        .filter(|line| !line.contains("2001:") && !line.starts_with('#'))
+    {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn text_wide() {
+    insta::assert_snapshot!(text(Layout {
+        wide: true,
+        ..Layout::default()
+    }));
+}
+
+#[test]
+fn text_with_times() {
+    insta::assert_snapshot!(text(Layout {
+        time_of_day: true,
+        since_start: true,
+        columns: 120,
+        ..Layout::default()
+    }));
+}
+
+#[test]
+fn json_lines() {
+    let text = written(|page| Json::new(page, clock()));
+    for line in text.lines() {
+        let object: serde_json::Value = serde_json::from_str(line).expect("each line is an object");
+        assert!(object["event"].is_string());
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn csv_rows() {
+    let text = written(|page| Csv::new(page, clock()).expect("memory can be written"));
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let header = reader.headers().expect("a header").clone();
+    for (row, json) in reader
+        .records()
+        .zip(written(|page| Json::new(page, clock())).lines())
+    {
+        let row = row.expect("rows are of one length");
+        let object: serde_json::Value = serde_json::from_str(json).expect("an object");
+        for (name, cell) in header.iter().zip(&row) {
+            // The same names, and nothing where JSON has null.
+            assert_eq!(object[name].is_null(), cell.is_empty(), "{name} in {json}");
+        }
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn nothing_hostile_is_left_anywhere() {
+    let layouts = [
+        Layout::default(),
+        Layout {
+            wide: true,
+            ..Layout::default()
+        },
+    ]
+    .map(text);
+    let machine = [
+        written(|page| Json::new(page, clock())),
+        written(|page| Csv::new(page, clock()).expect("memory can be written")),
+    ];
+    for text in layouts.iter().chain(&machine) {
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text}");
+    }
+}

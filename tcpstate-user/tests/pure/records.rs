@@ -1,0 +1,66 @@
+//! Records as the kernel side would write them.
+
+use tcpstate_common::{
+    record::{RecordKind, TransitionRecord, flags},
+    state::TcpState,
+};
+use tcpstate_user::event::{Event, TransitionEvent};
+use zerocopy::IntoBytes as _;
+
+/// One millisecond.
+pub const MS: u64 = 1_000_000;
+
+/// A transition of connection `cookie` at a time, between 10.0.0.1:40000 and 10.0.0.2:80, caused by a packet.
+pub fn record(cookie: u64, time: u64, old: TcpState, new: TcpState) -> TransitionRecord {
+    TransitionRecord {
+        kind: RecordKind::Transition as u8,
+        old: old as u8,
+        new: new as u8,
+        flags: 0,
+        protocol: 6,
+        family: 2,
+        time,
+        cookie,
+        socket: 0xffff_8880_0000_0000 + cookie * 0x800,
+        listener_cookie: 0,
+        listener_socket: 0,
+        netns_cookie: 1,
+        cgroup: 42,
+        laddr: std::net::Ipv4Addr::new(10, 0, 0, 1)
+            .to_ipv6_mapped()
+            .octets(),
+        raddr: std::net::Ipv4Addr::new(10, 0, 0, 2)
+            .to_ipv6_mapped()
+            .octets(),
+        lport: 40_000,
+        rport: 80,
+        netns: 4_026_531_840,
+        error: 0,
+        uid: 1000,
+        pid: 0,
+        tid: 0,
+        comm: [0; 16],
+    }
+}
+
+/// The same, in the context of a process that was in close(), connect() or listen().
+pub fn owned(record: TransitionRecord, pid: u32, comm: &[u8]) -> TransitionRecord {
+    let mut name = [0; 16];
+    name[..comm.len()].copy_from_slice(comm);
+    let released = record.new != TcpState::SynSent as u8 && record.new != TcpState::Listen as u8;
+    let file = if released { flags::FILE_RELEASED } else { 0 };
+    let flags = flags::OWNED | flags::FILE_KNOWN | file;
+    TransitionRecord {
+        flags,
+        pid,
+        tid: pid + 1,
+        comm: name,
+        ..record
+    }
+}
+
+/// Through the bytes of the ring buffer, as in life.
+pub fn event(record: &TransitionRecord) -> TransitionEvent {
+    let Event::Transition(event) = Event::decode(record.as_bytes()).expect("a good record");
+    event
+}

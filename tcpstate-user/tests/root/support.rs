@@ -1,0 +1,245 @@
+//! What the tests on the real kernel share: a network namespace of their own, and `tcpstate` running beside them.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::AsRawFd as _,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{PoisonError, RwLock, RwLockReadGuard},
+    thread::JoinHandle,
+};
+
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+/// Says whether this test is to be left out, which only `TCPSTATE_SKIP_ROOT=1` can ask for.
+pub fn skipped(test: &str) -> bool {
+    if std::env::var_os("TCPSTATE_SKIP_ROOT").is_some_and(|value| value == "1") {
+        eprintln!("SKIPPED {test}: it needs root, and TCPSTATE_SKIP_ROOT is set");
+        return true;
+    }
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "{test} needs root: run `cargo xtask test`, or leave such tests out with TCPSTATE_SKIP_ROOT=1"
+    );
+    false
+}
+
+/// Puts the calling thread into a network namespace of its own, which ends with the last socket and thread in it.
+pub fn own_netns() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
+    loopback(true);
+    sysctl("net/ipv4/tcp_congestion_control", "reno");
+    sysctl("net/ipv4/ip_local_port_range", "2000 65000");
+}
+
+/// Sets one of the namespace's own settings.
+pub fn sysctl(name: &str, value: &str) {
+    fs::write(format!("/proc/sys/{name}"), value).unwrap_or_else(|error| panic!("{name}: {error}"));
+}
+
+/// Switches the loopback interface of the namespace on or off.
+pub fn loopback(up: bool) {
+    let socket =
+        std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket for the ioctl");
+    // SAFETY: `ifreq` is plain data, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (slot, byte) in request.ifr_name.iter_mut().zip(*b"lo") {
+        *slot = libc::c_char::try_from(byte).expect("ASCII");
+    }
+    let flags = if up { libc::IFF_UP } else { 0 };
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).expect("a small flag");
+    // SAFETY: the request lives through the call, and this ioctl reads one `ifreq`.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) };
+    assert_eq!(
+        result,
+        0,
+        "switching lo: {}",
+        std::io::Error::last_os_error()
+    );
+}
+
+/// Who starts a process writes, who closes sockets and wants to be the one who closed them reads: a process just started
+/// holds copies of all our sockets until it runs its own program, and may be the last to close them. `tcpstate` tells.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// As long as this is held, no test starts a process.
+pub fn nobody_starts() -> RwLockReadGuard<'static, ()> {
+    STARTING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a process.
+pub fn start(command: &mut Command) -> Child {
+    let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    command.spawn().expect("a process can be started")
+}
+
+/// `tcpstate` running beside the test; killed if the test fails.
+pub struct Tool {
+    child: Child,
+    lines: Option<JoinHandle<String>>,
+    messages: Option<JoinHandle<String>>,
+}
+
+/// What it printed, and how it ended.
+pub struct Printed {
+    pub out: String,
+    pub err: String,
+    pub status: ExitStatus,
+}
+
+impl Tool {
+    /// Starts `tcpstate trace -j` for the namespace of the calling thread, and waits until its hooks are in place.
+    pub fn trace(flags: &[&str]) -> Self {
+        Self::start(&[&["trace", "-j", "--netns", "self"], flags].concat())
+    }
+
+    /// Starts `tcpstate` with these arguments, and waits until its hooks are in place.
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut child = start(
+            Command::new(env!("CARGO_BIN_EXE_tcpstate"))
+                .args(arguments)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped()),
+        );
+        let mut stdout = child.stdout.take().expect("its output");
+        let lines = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            stdout
+                .read_to_end(&mut text)
+                .expect("its output can be read");
+            String::from_utf8(text).expect("its output is UTF-8")
+        });
+        let mut stderr = BufReader::new(child.stderr.take().expect("its messages"));
+        let mut first = String::new();
+        while !first.contains("tracing") {
+            let before = first.len();
+            stderr
+                .read_line(&mut first)
+                .expect("its messages can be read");
+            assert!(first.len() > before, "tcpstate did not attach: {first}");
+        }
+        let messages = std::thread::spawn(move || {
+            let mut text = first;
+            stderr
+                .read_to_string(&mut text)
+                .expect("its messages can be read");
+            text
+        });
+        Self {
+            child,
+            lines: Some(lines),
+            messages: Some(messages),
+        }
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("a process id");
+        kill(Pid::from_raw(pid), signal).expect("a signal can be sent");
+    }
+
+    /// Ends it as Ctrl-C does.
+    pub fn stop(self) -> Printed {
+        self.signal(Signal::SIGINT);
+        self.wait()
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(mut self) -> Printed {
+        let status = self.child.wait().expect("it ends");
+        let join = |handle: Option<JoinHandle<String>>| {
+            handle
+                .expect("taken once")
+                .join()
+                .expect("the reader does not fail")
+        };
+        Printed {
+            out: join(self.lines.take()),
+            err: join(self.messages.take()),
+            status,
+        }
+    }
+}
+
+impl Drop for Tool {
+    fn drop(&mut self) {
+        // Fails if it has ended, which is what we want.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Printed {
+    /// The JSON objects of one kind of event.
+    pub fn events(&self, kind: &str) -> Vec<Value> {
+        self.out
+            .lines()
+            .map(|line| {
+                serde_json::from_str::<Value>(line)
+                    .unwrap_or_else(|error| panic!("{line}: {error}"))
+            })
+            .filter(|object| object["event"] == kind)
+            .collect()
+    }
+
+    pub fn transitions(&self) -> Vec<Value> {
+        self.events("transition")
+    }
+
+    pub fn summary(&self) -> Value {
+        self.events("summary").pop().expect("a summary")
+    }
+
+    /// The transitions of the sockets with this local port, in the order they were printed. An active open is known by
+    /// its cookie, since it has no port at first.
+    pub fn of_port(&self, port: u16) -> Vec<Value> {
+        let all = self.transitions();
+        let cookies: Vec<_> = all
+            .iter()
+            .filter(|line| line["lport"] == port)
+            .map(|line| line["cookie"].clone())
+            .collect();
+        all.into_iter()
+            .filter(|line| cookies.contains(&line["cookie"]))
+            .collect()
+    }
+}
+
+/// `old->new` of each transition.
+pub fn steps(transitions: &[Value]) -> Vec<String> {
+    transitions
+        .iter()
+        .map(|line| format!("{}->{}", text(&line["old"]), text(&line["new"])))
+        .collect()
+}
+
+/// A JSON string without its quotes.
+pub fn text(value: &Value) -> &str {
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("{value} is no string"))
+}
+
+/// The port of an address.
+pub fn port(address: std::io::Result<SocketAddr>) -> u16 {
+    address.expect("a socket has an address").port()
+}
+
+/// Mounts tracefs if nobody has: the classic tracepoint is described there.
+pub fn tracefs() {
+    let format = "/sys/kernel/tracing/events/sock/inet_sock_set_state/format";
+    if !std::path::Path::new(format).exists() {
+        let status =
+            start(Command::new("mount").args(["-t", "tracefs", "nodev", "/sys/kernel/tracing"]))
+                .wait()
+                .expect("mount ends");
+        assert!(status.success(), "tracefs can be mounted");
+    }
+}
