@@ -88,6 +88,8 @@ pub struct Config {
     pub filter: KernelFilter,
     /// Wake the reader when at least this many bytes wait in the ring buffer.
     pub wake_bytes: u64,
+    /// Address of `tw_timer_handler`, by which timers of minisockets are known; 0 if they are not watched.
+    pub timewait_handler: u64,
     /// 1 if `bpf_get_socket_cookie` may be called (Linux 5.12 and later), else 0.
     pub cookie_helper: u32,
     /// 1 if `bpf_get_current_task_btf` may be called (Linux 5.11 and later), else 0.
@@ -101,6 +103,7 @@ impl Config {
         Self {
             filter: KernelFilter::all(6),
             wake_bytes: 0,
+            timewait_handler: 0,
             cookie_helper: 0,
             task_helper: 0,
         }

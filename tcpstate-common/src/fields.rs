@@ -86,6 +86,7 @@ macro_rules! fields {
 
 const PROCESS_NAME: &str = "the process name is that of the thread, not of the process";
 const CLOSE_OR_SHUTDOWN: &str = "close() and shutdown() are not told apart";
+const TIMEWAIT: &str = "the life of TIME_WAIT";
 const LISTENER: &str = "a passive connection has no owner before its process uses it";
 
 fields! {
@@ -115,6 +116,10 @@ fields! {
         socket_file:    "socket", "file", 8, Need::Optional(CLOSE_OR_SHUTDOWN);
         file_count:     "file", "f_count.counter", 8, Need::OneOf(CLOSE_OR_SHUTDOWN);
         file_ref:       "file", "f_ref.refcnt.counter", 8, Need::OneOf(CLOSE_OR_SHUTDOWN);
+        timer_function: "timer_list", "function", 8, Need::Optional(TIMEWAIT);
+        timer_expires:  "timer_list", "expires", 8, Need::Optional(TIMEWAIT);
+        tw_timer:       "inet_timewait_sock", "tw_timer.function", 8, Need::Optional(TIMEWAIT);
+        tw_substate:    "inet_timewait_sock", "tw_substate", 1, Need::Optional(TIMEWAIT);
         task_leader:    "task_struct", "group_leader", 8, Need::Optional(PROCESS_NAME);
         task_comm:      "task_struct", "comm", 16, Need::Optional(PROCESS_NAME);
     }

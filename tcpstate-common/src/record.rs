@@ -11,6 +11,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub enum RecordKind {
     /// A [`TransitionRecord`].
     Transition = 1,
+    /// A [`TimeWaitRecord`]: the timer of a minisocket was started, for the first time or again.
+    TimeWaitArmed = 2,
+    /// A [`TimeWaitRecord`]: the timer was taken off, to be started again, to expire, or for good.
+    TimeWaitCancelled = 3,
+    /// A [`TimeWaitRecord`]: the timer expires.
+    TimeWaitExpired = 4,
 }
 
 /// Bits of [`TransitionRecord::flags`].
@@ -81,6 +87,49 @@ pub struct TransitionRecord {
     pub comm: [u8; 16],
 }
 
+/// How many return addresses a [`TimeWaitRecord`] holds.
+pub const CALLERS: usize = 8;
+
+/// Something happened to the timer of a TIME_WAIT minisocket (`struct inet_timewait_sock`).
+///
+/// On one CPU nothing comes between the cancellation of a timer and its next start or expiry, if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct TimeWaitRecord {
+    /// One of the `TimeWait...` kinds.
+    pub kind: u8,
+    /// `tw_substate`: FIN_WAIT2 or TIME_WAIT, as the kernel numbers states.
+    pub substate: u8,
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u16,
+    /// The CPU this happened on.
+    pub cpu: u32,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
+    /// Socket cookie, that of the full socket.
+    pub cookie: u64,
+    /// Address of the minisocket.
+    pub minisocket: u64,
+    /// Cookie of the network namespace.
+    pub netns_cookie: u64,
+    /// The clock of timers, now: ticks since some time before the kernel started.
+    pub ticks: u64,
+    /// When the timer is due, in ticks.
+    pub due: u64,
+    /// Local address, in network byte order.
+    pub laddr: [u8; 16],
+    /// Remote address, in network byte order.
+    pub raddr: [u8; 16],
+    /// Local port, in host byte order.
+    pub lport: u16,
+    /// Remote port, in host byte order.
+    pub rport: u16,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// Return addresses, innermost first, zero where there are no more: who took the timer off.
+    pub callers: [u64; CALLERS],
+}
+
 /// Counters kept per CPU in the kernel, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -93,15 +142,18 @@ pub enum Counter {
     OtherSctp = 2,
     /// Transitions of another protocol that were not asked for.
     OtherProtocol = 3,
+    /// Records of minisockets that found the ring buffer full: lost.
+    LostTimeWait = 4,
 }
 
 impl Counter {
     /// How many counters there are.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
 }
 
 const _: () = {
     assert!(size_of::<TransitionRecord>() == 136);
-    assert!(align_of::<TransitionRecord>() == 8);
+    assert!(size_of::<TimeWaitRecord>() == 160);
+    assert!(align_of::<TransitionRecord>() == 8 && align_of::<TimeWaitRecord>() == 8);
     assert!(size_of::<TransitionRecord>().is_multiple_of(8));
 };

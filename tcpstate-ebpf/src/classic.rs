@@ -6,7 +6,7 @@ use aya_ebpf::{
     EbpfContext, helpers::generated::bpf_ktime_get_ns, macros::tracepoint,
     programs::TracePointContext,
 };
-use tcpstate_common::record::{RecordKind, TransitionRecord};
+use tcpstate_common::record::{Counter, RecordKind, TransitionRecord};
 
 use crate::{
     constants::constant,
@@ -53,7 +53,7 @@ pub(crate) fn classic(context: TracePointContext) -> u32 {
         return 0;
     }
 
-    let Some(mut entry) = ring::reserve(&context) else {
+    let Some(mut entry) = ring::reserve(&context, Counter::LostTransition) else {
         return 0;
     };
     // SAFETY: the helper has no requirements.

@@ -28,6 +28,7 @@ mod constants;
 mod filter;
 mod memory;
 mod ring;
+mod timewait;
 mod transition;
 
 #[cfg(not(test))]

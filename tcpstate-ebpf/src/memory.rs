@@ -255,6 +255,109 @@ impl Sock {
     }
 }
 
+/// A `struct timer_list *` whose type the verifier knows.
+#[derive(Clone, Copy)]
+pub(crate) struct Timer(*const u8);
+
+impl Timer {
+    /// `pointer` must come from the arguments of a BTF program.
+    pub(crate) const fn new(pointer: *const u8) -> Self {
+        Self(pointer)
+    }
+
+    /// The minisocket that this is the timer of, if it is one's.
+    #[inline(always)]
+    pub(crate) fn minisocket(self) -> Option<Minisocket> {
+        let handler = constant!(CONFIG.timewait_handler);
+        let within = constant!(OFFSETS.tw_timer);
+        if handler == 0 || within == ABSENT || load!(self.0, timer_function as u64) != handler {
+            return None;
+        }
+        let function = self.0 as u64 + u64::from(constant!(OFFSETS.timer_function));
+        Some(Minisocket(function - u64::from(within)))
+    }
+
+    /// When it is due, in ticks.
+    #[inline(always)]
+    pub(crate) fn due(self) -> u64 {
+        load!(self.0, timer_expires as u64)
+    }
+}
+
+/// The address of a `struct inet_timewait_sock`, which begins like a `struct sock`. It was found by stepping back from a
+/// member, so the verifier does not know its type.
+#[derive(Clone, Copy)]
+pub(crate) struct Minisocket(u64);
+
+/// Reads through an address, or zero if this kernel has no such field.
+macro_rules! read {
+    ($base:expr, $offset:ident as $type:ty) => {{
+        let offset = constant!(OFFSETS.$offset);
+        if offset == ABSENT {
+            <$type>::default()
+        } else {
+            probe::<$type>($base + u64::from(offset))
+        }
+    }};
+}
+
+impl Minisocket {
+    pub(crate) fn pointer(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub(crate) fn substate(self) -> u8 {
+        read!(self.0, tw_substate as u8)
+    }
+
+    /// The minisocket has the cookie of the full socket (`inet_twsk_alloc`).
+    #[inline(always)]
+    pub(crate) fn cookie(self) -> u64 {
+        if constant!(CONFIG.cookie_helper) == 0 {
+            return 0;
+        }
+        read!(self.0, cookie as u64)
+    }
+
+    #[inline(always)]
+    pub(crate) fn netns(self) -> (u64, u32) {
+        let net = read!(self.0, netns as u64);
+        if net == 0 {
+            return (0, 0);
+        }
+        (
+            read!(net, netns_cookie as u64),
+            read!(net, netns_inode as u32),
+        )
+    }
+
+    #[inline(always)]
+    pub(crate) fn ends(self) -> Ends {
+        const IPPROTO_TCP: u16 = 6;
+        let family = read!(self.0, family as u16);
+        let (laddr, raddr) = if family == AF_INET6 {
+            (
+                read!(self.0, laddr6 as Address),
+                read!(self.0, raddr6 as Address),
+            )
+        } else {
+            (
+                ipv4_mapped(read!(self.0, laddr4 as u32)),
+                ipv4_mapped(read!(self.0, raddr4 as u32)),
+            )
+        };
+        Ends {
+            family,
+            protocol: IPPROTO_TCP,
+            lport: read!(self.0, lport as u16),
+            rport: u16::from_be(read!(self.0, rport as u16)),
+            laddr,
+            raddr,
+        }
+    }
+}
+
 /// Reads kernel memory at any address; zero where it cannot be read.
 #[inline(always)]
 pub(crate) fn probe<T: Default>(address: u64) -> T {

@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
 use aya_log_ebpf::warn;
-use tcpstate_common::record::{Counter, TransitionRecord};
+use tcpstate_common::record::Counter;
 
 use crate::constants::constant;
 
@@ -19,14 +19,15 @@ static RECORDS: RingBuf = RingBuf::with_byte_size(1 << 24, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 
+/// Room for a record, or `lost` is counted.
 #[inline(always)]
-pub(crate) fn reserve(context: &impl EbpfContext) -> Option<RingBufEntry<TransitionRecord>> {
-    let entry = RECORDS.reserve::<TransitionRecord>(0);
-    if entry.is_none() && count(Counter::LostTransition) == 1 {
-        warn!(
-            context,
-            "ring buffer full: transitions are lost from here on"
-        );
+pub(crate) fn reserve<T: 'static>(
+    context: &impl EbpfContext,
+    lost: Counter,
+) -> Option<RingBufEntry<T>> {
+    let entry = RECORDS.reserve::<T>(0);
+    if entry.is_none() && count(lost) == 1 {
+        warn!(context, "ring buffer full: records are lost from here on");
     }
     entry
 }
@@ -34,7 +35,7 @@ pub(crate) fn reserve(context: &impl EbpfContext) -> Option<RingBufEntry<Transit
 /// Sends the record. A wake-up costs more than ten records, so the reader polls, and is woken only when the buffer
 /// fills faster than that. How full it is is asked for one record in sixteen, chosen by the clock.
 #[inline(always)]
-pub(crate) fn submit(entry: RingBufEntry<TransitionRecord>, time: u64) {
+pub(crate) fn submit<T>(entry: RingBufEntry<T>, time: u64) {
     let full = time.is_multiple_of(16)
         && RECORDS.query(u64::from(BPF_RB_AVAIL_DATA)) >= constant!(CONFIG.wake_bytes);
     let wakeup = if full {

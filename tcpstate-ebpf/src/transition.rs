@@ -37,7 +37,7 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
         return 0;
     }
 
-    let Some(mut entry) = ring::reserve(&context) else {
+    let Some(mut entry) = ring::reserve(&context, Counter::LostTransition) else {
         return 0;
     };
     // SAFETY: the helper has no requirements.

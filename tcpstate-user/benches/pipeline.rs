@@ -92,11 +92,12 @@ fn records() -> Vec<TransitionRecord> {
 fn transitions() -> Vec<Transition> {
     let mut lifecycle = Lifecycle::new(1_000_000, 0);
     lifecycle.name_cgroup(1, "/system.slice/nginx.service");
+    let mut transitions = Vec::new();
     records()
         .iter()
         .filter_map(|record| Event::decode(record.as_bytes()).ok())
-        .map(|Event::Transition(event)| lifecycle.transition(event))
-        .collect()
+        .for_each(|event| lifecycle.event(event, |transition| transitions.push(transition)));
+    transitions
 }
 
 #[divan::bench]
@@ -105,8 +106,10 @@ fn decode_and_lifecycle(bencher: Bencher<'_, '_>) {
     bencher.counter(ItemsCount::new(EVENTS)).bench_local(|| {
         let mut lifecycle = Lifecycle::new(1_000_000, 0);
         for record in &records {
-            if let Ok(Event::Transition(event)) = Event::decode(record.as_bytes()) {
-                divan::black_box(lifecycle.transition(event));
+            if let Ok(event) = Event::decode(record.as_bytes()) {
+                lifecycle.event(event, |transition| {
+                    divan::black_box(transition);
+                });
             }
         }
     });

@@ -1,11 +1,28 @@
 //! From the kernel's monotonic time to the time of day.
 
+use std::time::Duration;
+
 use jiff::{Timestamp, tz::TimeZone};
 
 /// Reads `CLOCK_MONOTONIC` in nanoseconds, the clock of every record.
 #[must_use]
 pub fn monotonic_now() -> u64 {
     read(libc::CLOCK_MONOTONIC)
+}
+
+/// The length of a tick of the kernel's timers (1/HZ): the resolution of the coarse clock.
+#[must_use]
+pub fn tick() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for the call.
+    let result = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    match u64::try_from(time.tv_nsec) {
+        Ok(nanoseconds) if result == 0 && nanoseconds > 0 => Duration::from_nanos(nanoseconds),
+        _ => Duration::from_millis(4),
+    }
 }
 
 fn read(clock: libc::clockid_t) -> u64 {

@@ -15,7 +15,7 @@ use tcpstate_common::{
 };
 
 use crate::{
-    event::{Comm, Endpoint, Protocol, TransitionEvent},
+    event::{Comm, Endpoint, Protocol, TimeWaitEvent, TransitionEvent},
     lifecycle::Transition,
 };
 
@@ -127,6 +127,20 @@ impl Filter {
                 && self.cgroup(transition)?
                 && self.process(transition)?,
         )
+    }
+
+    /// Whether the connection of a minisocket is wanted.
+    #[must_use]
+    pub fn wants_minisocket(&self, event: &TimeWaitEvent) -> bool {
+        let (local, remote) = (&event.local, &event.remote);
+        let within = |end: &Endpoint| self.networks.iter().any(|net| net.contains(&end.addr));
+        self.protocol(Protocol::Tcp)
+            && self
+                .ip_version
+                .is_none_or(|wanted| local.addr.is_ipv4() == (wanted == IpVersion::V4))
+            && port(&self.local_ports, local.port, false) == Decision::Show
+            && port(&self.remote_ports, remote.port, false) == Decision::Show
+            && (self.networks.is_empty() || within(local) || within(remote))
     }
 
     /// Whether a connection is wanted, as far as this event of it tells.

@@ -39,6 +39,10 @@ const OFFSETS: &[(&str, [u32; 5])] = &[
     ("socket_file", [16, 16, 16, 16, 16]),
     ("file_count", [56, 56, 0, NONE, NONE]),
     ("file_ref", [NONE, NONE, NONE, 176, 168]),
+    ("timer_function", [24; 5]),
+    ("timer_expires", [16; 5]),
+    ("tw_timer", [184; 5]),
+    ("tw_substate", [140; 5]),
     ("task_leader", [2296, 2480, 2496, 1328, 2872]),
     ("task_comm", [2736, 2976, 2976, 1752, 3344]),
 ];

@@ -10,7 +10,7 @@ use tcpstate_common::{config::PortRange, state::TcpState};
 use crate::{
     event::{Comm, Protocol},
     filter::{Filter, IpVersion},
-    kernel::{self, Cgroups, Hook},
+    kernel::{self, Cgroups, Hook, Wanted},
 };
 
 /// Trace every TCP state transition of this machine, and measure what others leave out.
@@ -35,6 +35,8 @@ const TRACE_HELP: &str = "\
 Columns: MS is the time spent in OLD, in milliseconds: `>=` at least (the beginning was not seen), `<=` at most
 (something in between was not seen), `-` not known. `!` marks a transition that does not follow from what was seen:
 events were lost. An end without a port yet is shown as `address:-`, one that is not known as `-`, any as `*`.
+After NEW stands why: the socket's error (ECONNRESET: a RST came), or why TIME_WAIT ended or was restarted. `mini`: a
+minisocket took over in FIN_WAIT2, waiting for the peer's FIN.
 PID and COMM are shown only when the kernel told us: this transition happened in that process's own system call on
 this very socket, or an earlier one did, or its listener's. VIA (-w, -j, -s) says which: connect, listen, close,
 shutdown, syscall (another one), listener.
@@ -75,9 +77,36 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = connections)]
     pub max_connections: usize,
 
-    /// Which hook to use
+    /// Which hook to use for transitions
     #[arg(long, value_enum, default_value_t = HookChoice::Auto)]
     pub hook: HookChoice,
+
+    /// How to observe the life of TIME_WAIT
+    #[arg(long, value_enum, default_value_t = TimeWaitChoice::Auto)]
+    pub timewait: TimeWaitChoice,
+}
+
+/// How to observe the life of TIME_WAIT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TimeWaitChoice {
+    /// The best way that this kernel allows
+    Auto,
+    /// The kernel's timer tracepoints
+    Timer,
+    /// Not at all: the trace shows what the state tracepoint shows, FIN_WAIT2 -> CLOSE
+    Off,
+}
+
+impl TimeWaitChoice {
+    /// How much it is wanted.
+    #[must_use]
+    pub const fn wanted(self) -> Wanted {
+        match self {
+            Self::Auto => Wanted::IfPossible,
+            Self::Timer => Wanted::Must,
+            Self::Off => Wanted::No,
+        }
+    }
 }
 
 /// Flags of `tcpstate probe`.

@@ -64,7 +64,12 @@ fn text(report: &Report) -> String {
             line(format_args!("    loses {loses}"));
         }
     }
-    line(format_args!("lost on this kernel with the hook used:"));
+    line(format_args!("life of TIME_WAIT:"));
+    match report.timewait {
+        Some(hook) => line(format_args!("  {:<19} works  used", hook.label())),
+        None => line(format_args!("  not observed")),
+    }
+    line(format_args!("lost on this kernel with the hooks used:"));
     if report.chosen.is_none() {
         line(format_args!("  everything: no hook works"));
     } else if report.missing.is_empty() {

@@ -9,12 +9,16 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::{Outcome, args::TraceArgs, output};
+use super::{
+    Outcome,
+    args::{Format, OutputArgs, TraceArgs},
+    output,
+};
 use crate::{
     clock::{self, Clock},
-    event::Event,
+    event::{Event, TransitionEvent},
     filter::{Filter, Gate, Unattributed},
-    kernel::{Cgroups, Settings, Tracer},
+    kernel::{Cgroups, Request, Tracer},
     lifecycle::{Lifecycle, Transition},
     loss::{Loss, LossKind, LossTotals},
     sink::{OtherProtocols, Sink, Summary},
@@ -30,8 +34,9 @@ pub fn run(args: &TraceArgs) -> Result<Outcome> {
     let cgroups = Cgroups::open();
     let filter = args.filter.resolve(&cgroups)?;
     let out = output::open(&args.output)?;
-    let settings = Settings {
+    let request = Request {
         hook: args.hook.only(),
+        timewait: args.timewait.wanted(),
         filter: filter.for_kernel(),
         buffer: args.buffer,
     };
@@ -41,7 +46,7 @@ pub fn run(args: &TraceArgs) -> Result<Outcome> {
         .build()
         .context("cannot start the event loop")?
         .block_on(async {
-            let tracer = Tracer::attach(&settings)?;
+            let tracer = Tracer::attach(&request)?;
             for missing in &tracer.plan().missing {
                 eprintln!(
                     "tcpstate: warning: no {}: {} lost",
@@ -49,12 +54,15 @@ pub fn run(args: &TraceArgs) -> Result<Outcome> {
                 );
             }
             let sink = output::sink(&args.output, out, Clock::starting(tracer.start()))?;
+            let lifecycle = Lifecycle::new(args.max_connections, tracer.start())
+                .with_minisockets(tracer.plan().callers.clone(), clock::tick());
             let view = View {
-                lifecycle: Lifecycle::new(args.max_connections, tracer.start()),
+                lifecycle,
                 filter,
                 gate: Gate::default(),
                 sink,
                 cgroups,
+                transitions: Vec::new(),
                 events: 0,
                 shown: 0,
                 wanted: args.count.unwrap_or(u64::MAX),
@@ -72,6 +80,7 @@ struct View {
     lifecycle: Lifecycle,
     sink: Box<dyn Sink>,
     cgroups: Cgroups,
+    transitions: Vec<Transition>,
     events: u64,
     shown: u64,
     wanted: u64,
@@ -81,12 +90,22 @@ struct View {
 
 impl View {
     fn record(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Ok(Event::Transition(event)) = Event::decode(bytes) else {
+        let Ok(event) = Event::decode(bytes) else {
             self.undecodable += 1;
             self.lifecycle.events_lost();
             return Ok(());
         };
         self.events += 1;
+        match event {
+            Event::Transition(event) => self.transition(event),
+            Event::TimeWait(event) if self.filter.wants_minisocket(&event) => {
+                self.understand(|lifecycle, out| lifecycle.event(Event::TimeWait(event), out))
+            }
+            Event::TimeWait(_) => Ok(()),
+        }
+    }
+
+    fn transition(&mut self, event: TransitionEvent) -> io::Result<()> {
         if let Some(id) = event.cgroup
             && let Some(path) = self.cgroups.first_path(id)
         {
@@ -99,6 +118,27 @@ impl View {
             }
         }
         Ok(())
+    }
+
+    /// It is now this late, and everything before has been read.
+    fn settle(&mut self, now: u64) -> io::Result<()> {
+        self.understand(|lifecycle, out| lifecycle.settle(now, out))
+    }
+
+    /// Shows what the lifecycle makes of something.
+    fn understand(
+        &mut self,
+        something: impl FnOnce(&mut Lifecycle, &mut dyn FnMut(Transition)),
+    ) -> io::Result<()> {
+        let mut transitions = std::mem::take(&mut self.transitions);
+        something(&mut self.lifecycle, &mut |transition| {
+            transitions.push(transition);
+        });
+        let result = transitions
+            .drain(..)
+            .try_for_each(|transition| self.show(&transition));
+        self.transitions = transitions;
+        result
     }
 
     fn show(&mut self, transition: &Transition) -> io::Result<()> {
@@ -167,12 +207,9 @@ async fn follow(mut tracer: Tracer, mut view: View, args: &TraceArgs) -> Result<
         other_protocols: OtherProtocols::default(),
         checked: tracer.start(),
     };
-    let hook = tracer.plan().hook;
+    let hooks = tracer.plan().hooks().join(", ");
     view.sink.flush()?;
-    eprintln!(
-        "tcpstate: tracing TCP state transitions by {}; Ctrl-C ends",
-        hook.label()
-    );
+    eprintln!("tcpstate: tracing TCP state transitions by {hooks}; Ctrl-C ends");
 
     let mut signalled = false;
     while !view.is_done() {
@@ -186,15 +223,17 @@ async fn follow(mut tracer: Tracer, mut view: View, args: &TraceArgs) -> Result<
             () = tracer.filling() => {}
             _ = tick.tick() => {}
         }
+        let read_at = clock::monotonic_now();
         // Losses first: what is read next may be what they left holes in.
         reporter.check(&tracer, &mut view)?;
         view.sink.resize(output::columns(&args.output));
         while !view.is_done() && tracer.read(BATCH, |bytes| view.record(bytes))? == BATCH {
             tokio::task::yield_now().await;
         }
+        view.settle(read_at)?;
         view.sink.flush()?;
     }
-    finish(&mut tracer, &mut view, &mut reporter)?;
+    finish(&mut tracer, &mut view, &mut reporter, &args.output)?;
     Ok(if view.shown > 0 || signalled {
         Outcome::Done
     } else {
@@ -233,24 +272,30 @@ async fn wait_until(end: Option<Instant>) {
 }
 
 /// Reads what is still in the ring buffer (not more than it can hold: events go on), and sums up.
-fn finish(tracer: &mut Tracer, view: &mut View, reporter: &mut LossReporter) -> Result<()> {
+fn finish(
+    tracer: &mut Tracer,
+    view: &mut View,
+    reporter: &mut LossReporter,
+    args: &OutputArgs,
+) -> Result<()> {
     let end = clock::monotonic_now();
     reporter.check(tracer, view)?;
     let mut late = false;
     while !late && !view.is_done() {
         let read = tracer.read(BATCH, |bytes| {
-            late |= Event::decode(bytes).is_ok_and(|Event::Transition(event)| event.time > end);
+            late |= Event::decode(bytes).is_ok_and(|event| event.time() > end);
             view.record(bytes)
         })?;
         if read < BATCH {
             break;
         }
     }
+    view.settle(u64::MAX)?;
     reporter.check(tracer, view)?;
     let lifecycle = view.lifecycle.counts();
-    view.sink.summary(&Summary {
+    let summary = Summary {
         seconds: seconds_between(tracer.start(), end),
-        hooks: vec![tracer.plan().hook.label()],
+        hooks: tracer.plan().hooks(),
         events: view.events,
         shown: view.shown,
         connections: lifecycle.connections,
@@ -259,7 +304,11 @@ fn finish(tracer: &mut Tracer, view: &mut View, reporter: &mut LossReporter) -> 
         unattributed: view.unattributed,
         other_protocols: reporter.other_protocols,
         loss: reporter.totals,
-    })?;
+    };
+    view.sink.summary(&summary)?;
+    if args.output.is_some() || args.format() == Format::Csv {
+        eprint!("{summary}");
+    }
     Ok(view.sink.flush()?)
 }
 

@@ -11,5 +11,5 @@ mod tracer;
 
 pub use cgroup::Cgroups;
 pub use netns::find as find_netns;
-pub use plan::{Hook, Plan};
-pub use tracer::{Settings, Tracer};
+pub use plan::{Hook, Plan, Request, Wanted};
+pub use tracer::Tracer;

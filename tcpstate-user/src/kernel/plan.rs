@@ -15,6 +15,7 @@ use tcpstate_common::{
 };
 
 use super::{btf, capability, format};
+use crate::lifecycle::Callers;
 
 /// The kernel side, built from `tcpstate-ebpf` by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/tcpstate.bpf.o");
@@ -52,10 +53,53 @@ impl Hook {
             Self::Tracepoint => &[
                 "processes: no event says whose it is",
                 "user ids, cgroups, network namespaces, errors",
+                "the life of TIME_WAIT",
                 "socket cookies: connections are told apart by socket address, which the kernel reuses",
             ],
         }
     }
+}
+
+/// A way of observing the life of TIME_WAIT minisockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeWaitHook {
+    /// The kernel's generic timer tracepoints, as BTF tracepoints.
+    Timer,
+}
+
+impl TimeWaitHook {
+    /// Its name for people.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Timer => "timer tracepoints",
+        }
+    }
+}
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Only this hook for transitions; the best otherwise.
+    pub hook: Option<Hook>,
+    /// Whether minisockets are to be observed, and whether it is an error if they cannot be.
+    pub timewait: Wanted,
+    /// What the kernel side decides.
+    pub filter: KernelFilter,
+    /// Bytes of the ring buffer: a power of two, at least a page.
+    pub buffer: u32,
+}
+
+/// How much something is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Not at all.
+    No,
+    /// If it can be had.
+    IfPossible,
+    /// It is an error if it cannot be had.
+    Must,
 }
 
 /// Something this kernel does not let us know.
@@ -72,12 +116,25 @@ pub struct Missing {
 pub struct Plan {
     /// The hook.
     pub hook: Hook,
+    /// How minisockets are observed, if they are.
+    pub timewait: Option<TimeWaitHook>,
+    /// Who ends minisockets in this kernel.
+    pub callers: Callers,
     /// What will not be known.
     pub missing: Vec<Missing>,
     offsets: Offsets,
     format: Format,
     cookie_helper: bool,
     task_helper: bool,
+}
+
+impl Plan {
+    /// The names of the hooks in use.
+    #[must_use]
+    pub fn hooks(&self) -> Vec<&'static str> {
+        let timewait = self.timewait.map(TimeWaitHook::label);
+        std::iter::once(self.hook.label()).chain(timewait).collect()
+    }
 }
 
 /// How trying a hook went.
@@ -152,17 +209,14 @@ impl Refused {
 ///
 /// # Errors
 /// If none works.
-pub fn attach(
-    only: Option<Hook>,
-    filter: &KernelFilter,
-    buffer: u32,
-    attempts: &mut Vec<Attempt>,
-) -> Result<Attached, Refused> {
-    for hook in Hook::ALL
-        .into_iter()
-        .filter(|hook| only.is_none_or(|only| only == *hook))
-    {
-        match try_hook(hook, filter, buffer) {
+pub fn attach(request: &Request, attempts: &mut Vec<Attempt>) -> Result<Attached, Refused> {
+    let wanted = |hook: &Hook| request.hook.is_none_or(|only| only == *hook);
+    for hook in Hook::ALL.into_iter().filter(wanted) {
+        let outcome = match hook {
+            Hook::BtfTracepoint => try_btf(request),
+            Hook::Tracepoint => try_classic(request),
+        };
+        match outcome {
             Ok(attached) => {
                 attempts.push(Attempt {
                     hook,
@@ -181,14 +235,7 @@ pub fn attach(
     })
 }
 
-fn try_hook(hook: Hook, filter: &KernelFilter, buffer: u32) -> Result<Attached, String> {
-    match hook {
-        Hook::BtfTracepoint => try_btf(filter, buffer),
-        Hook::Tracepoint => try_classic(filter, buffer),
-    }
-}
-
-fn try_btf(filter: &KernelFilter, buffer: u32) -> Result<Attached, String> {
+fn try_btf(request: &Request) -> Result<Attached, String> {
     let bytes = fs::read(btf::KERNEL_BTF).map_err(|error| {
         format!(
             "{}: {error} (the kernel is built without CONFIG_DEBUG_INFO_BTF?)",
@@ -213,27 +260,83 @@ fn try_btf(filter: &KernelFilter, buffer: u32) -> Result<Attached, String> {
 
     let mut plan = Plan {
         hook: Hook::BtfTracepoint,
+        timewait: None,
+        callers: Callers::default(),
         missing,
         offsets,
         format: Format::absent(),
         cookie_helper: true,
         task_helper: true,
     };
+    if request.timewait != Wanted::No {
+        plan.callers = callers();
+    }
     // What a helper is allowed to be called by, only loading tells; the best first.
     let mut refusal = String::new();
     for (cookie_helper, task_helper) in [(true, true), (false, true), (false, false)] {
         plan.cookie_helper = cookie_helper;
         plan.task_helper = task_helper;
-        let mut ebpf = load_maps(&plan, filter, buffer, Some(&kernel_types))?;
-        match attach_btf(&mut ebpf, &kernel_types) {
+        let mut ebpf = load_maps(&plan, request, Some(&kernel_types))?;
+        match attach_btf(&mut ebpf, "transition", TRACEPOINT, &kernel_types) {
             Ok(()) => {
                 plan.missing.extend(missing_helper(cookie_helper));
+                watch_minisockets(&mut plan, &mut ebpf, request.timewait, &kernel_types)?;
                 return Ok(Attached { plan, ebpf });
             }
             Err(error) => refusal = reason(&error),
         }
     }
     Err(refusal)
+}
+
+/// Attaches the timer tracepoints, or says in the plan (or as an error) why not.
+fn watch_minisockets(
+    plan: &mut Plan,
+    ebpf: &mut Ebpf,
+    wanted: Wanted,
+    kernel_types: &Btf,
+) -> Result<(), String> {
+    if wanted == Wanted::No {
+        return Ok(());
+    }
+    match attach_timers(plan, ebpf, kernel_types) {
+        Ok(()) => plan.timewait = Some(TimeWaitHook::Timer),
+        Err(what) if wanted == Wanted::Must => return Err(format!("no {what}")),
+        Err(what) => plan.missing.push(Missing {
+            what,
+            loses: "the life of TIME_WAIT".to_owned(),
+        }),
+    }
+    Ok(())
+}
+
+/// What is not there is the error.
+fn attach_timers(plan: &Plan, ebpf: &mut Ebpf, kernel_types: &Btf) -> Result<(), String> {
+    const PROGRAMS: [(&str, &str); 3] = [
+        ("timewait_cancelled", "timer_cancel"),
+        ("timewait_expired", "timer_expire_entry"),
+        ("timewait_armed", "timer_start"),
+    ];
+    if plan.callers.timer_handler().is_none() {
+        return Err(
+            "address of tw_timer_handler in /proc/kallsyms (CAP_SYSLOG, kernel.kptr_restrict)"
+                .to_owned(),
+        );
+    }
+    if !plan.cookie_helper {
+        return Err("socket cookie that joins a minisocket to its connection".to_owned());
+    }
+    for (program, tracepoint) in PROGRAMS {
+        attach_btf(ebpf, program, tracepoint, kernel_types)
+            .map_err(|error| format!("{tracepoint}: {}", reason(&error)))?;
+    }
+    Ok(())
+}
+
+/// Where the functions are that end minisockets.
+fn callers() -> Callers {
+    fs::read_to_string("/proc/kallsyms")
+        .map_or_else(|_| Callers::default(), |text| Callers::parse(&text))
 }
 
 fn missing_helper(cookie_helper: bool) -> Option<Missing> {
@@ -245,12 +348,18 @@ fn missing_helper(cookie_helper: bool) -> Option<Missing> {
     })
 }
 
-fn try_classic(filter: &KernelFilter, buffer: u32) -> Result<Attached, String> {
+fn try_classic(request: &Request) -> Result<Attached, String> {
+    let filter = &request.filter;
+    if request.timewait == Wanted::Must {
+        return Err("it does not show TIME_WAIT, so --timewait cannot be used".to_owned());
+    }
     if filter.netns != 0 || filter.netns_cookie != 0 {
         return Err("it does not know network namespaces, so --netns cannot be used".to_owned());
     }
     let plan = Plan {
         hook: Hook::Tracepoint,
+        timewait: None,
+        callers: Callers::default(),
         missing: Hook::Tracepoint
             .loses()
             .iter()
@@ -264,22 +373,18 @@ fn try_classic(filter: &KernelFilter, buffer: u32) -> Result<Attached, String> {
         cookie_helper: false,
         task_helper: false,
     };
-    let mut ebpf = load_maps(&plan, filter, buffer, None)?;
+    let mut ebpf = load_maps(&plan, request, None)?;
     attach_classic(&mut ebpf).map_err(|error| reason(&error))?;
     Ok(Attached { plan, ebpf })
 }
 
 /// Hands over the constants and makes the maps. The programs are not loaded yet.
-fn load_maps(
-    plan: &Plan,
-    filter: &KernelFilter,
-    buffer: u32,
-    kernel_types: Option<&Btf>,
-) -> Result<Ebpf, String> {
+fn load_maps(plan: &Plan, request: &Request, kernel_types: Option<&Btf>) -> Result<Ebpf, String> {
     let config = Config {
-        filter: *filter,
+        filter: request.filter,
         // Half of the rest is left for what arrives while the reader wakes up.
-        wake_bytes: u64::from(buffer) / 4,
+        wake_bytes: u64::from(request.buffer) / 4,
+        timewait_handler: plan.callers.timer_handler().unwrap_or_default(),
         cookie_helper: plan.cookie_helper.into(),
         task_helper: plan.task_helper.into(),
     };
@@ -293,16 +398,21 @@ fn load_maps(
             true,
         )
         .override_global("FORMAT", zerocopy::IntoBytes::as_bytes(&plan.format), true)
-        .map_max_entries("RECORDS", buffer);
+        .map_max_entries("RECORDS", request.buffer);
     loader.load(OBJECT).map_err(|error| maps_reason(&error))
 }
 
-fn attach_btf(ebpf: &mut Ebpf, kernel_types: &Btf) -> Result<(), ProgramError> {
-    let Some(program) = ebpf.program_mut("transition") else {
+fn attach_btf(
+    ebpf: &mut Ebpf,
+    program: &str,
+    tracepoint: &str,
+    kernel_types: &Btf,
+) -> Result<(), ProgramError> {
+    let Some(program) = ebpf.program_mut(program) else {
         return Err(ProgramError::NotLoaded);
     };
     let program: &mut BtfTracePoint = program.try_into()?;
-    program.load(TRACEPOINT, kernel_types)?;
+    program.load(tracepoint, kernel_types)?;
     program.attach().map(|_| ())
 }
 

@@ -7,7 +7,7 @@ use tcpstate_common::config::KernelFilter;
 
 use super::{
     capability,
-    plan::{self, Attempt, Hook, Missing},
+    plan::{self, Attempt, Hook, Missing, Request, TimeWaitHook, Wanted},
 };
 
 /// What was found.
@@ -21,6 +21,8 @@ pub struct Report {
     pub hooks: Vec<HookReport>,
     /// The hook that would be used, if any.
     pub chosen: Option<Hook>,
+    /// How the life of TIME_WAIT would be observed, if it can be.
+    pub timewait: Option<TimeWaitHook>,
     /// What the chosen hook does not let us know.
     pub missing: Vec<Missing>,
 }
@@ -45,15 +47,23 @@ pub fn run() -> Report {
     let filter = KernelFilter::all(6);
     let mut chosen = None;
     let mut missing = Vec::new();
+    let mut timewait = None;
     let mut hooks = Vec::new();
     for hook in Hook::ALL {
         let mut attempts: Vec<Attempt> = Vec::new();
-        let attached = plan::attach(Some(hook), &filter, BUFFER, &mut attempts);
+        let request = Request {
+            hook: Some(hook),
+            timewait: Wanted::IfPossible,
+            filter,
+            buffer: BUFFER,
+        };
+        let attached = plan::attach(&request, &mut attempts);
         let reason = match attached {
             Ok(attached) => {
                 if chosen.is_none() {
                     chosen = Some(hook);
                     missing = attached.plan.missing;
+                    timewait = attached.plan.timewait;
                 }
                 None
             }
@@ -74,6 +84,7 @@ pub fn run() -> Report {
         missing_capabilities: capability::missing(),
         hooks,
         chosen,
+        timewait,
         missing,
     }
 }

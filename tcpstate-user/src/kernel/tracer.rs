@@ -3,22 +3,11 @@
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
-use tcpstate_common::{config::KernelFilter, record::Counter};
+use tcpstate_common::record::Counter;
 use tokio::io::unix::AsyncFd;
 
-use super::plan::{self, Attached, Hook, Plan};
+use super::plan::{self, Attached, Plan, Request};
 use crate::{clock, sink::OtherProtocols};
-
-/// What to attach, and how.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Only this hook; the best otherwise.
-    pub hook: Option<Hook>,
-    /// What the kernel side decides.
-    pub filter: KernelFilter,
-    /// Bytes of the ring buffer: a power of two, at least a page.
-    pub buffer: u32,
-}
 
 /// Hooks in place: dropping it removes them.
 #[expect(missing_debug_implementations, reason = "aya's maps have none")]
@@ -33,7 +22,7 @@ pub struct Tracer {
 /// What the kernel side has counted, summed over the CPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Transitions that found the ring buffer full.
+    /// Records that found the ring buffer full.
     pub lost: u64,
     /// Transitions of protocols that were not asked for.
     pub other_protocols: OtherProtocols,
@@ -60,13 +49,8 @@ impl Tracer {
     ///
     /// # Errors
     /// If there is none, with the reason for each.
-    pub fn attach(settings: &Settings) -> Result<Self> {
-        let mut attached = plan::attach(
-            settings.hook,
-            &settings.filter,
-            settings.buffer,
-            &mut Vec::new(),
-        )?;
+    pub fn attach(request: &Request) -> Result<Self> {
+        let mut attached = plan::attach(request, &mut Vec::new())?;
         let start = clock::monotonic_now();
         let logger = EbpfLogger::init_with_logger(&mut attached.ebpf, Messages).ok();
         let ring = RingBuf::try_from(take_map(&mut attached, "RECORDS")?)?;
@@ -140,7 +124,7 @@ impl Tracer {
             Ok(values.iter().sum())
         };
         Ok(Counters {
-            lost: sum(Counter::LostTransition)?,
+            lost: sum(Counter::LostTransition)? + sum(Counter::LostTimeWait)?,
             other_protocols: OtherProtocols {
                 mptcp: sum(Counter::OtherMptcp)?,
                 sctp: sum(Counter::OtherSctp)?,

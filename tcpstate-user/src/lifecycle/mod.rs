@@ -3,20 +3,25 @@
 //! Pure: events in, transitions out; no clock, no input or output, no privilege. It knows connections by socket cookie,
 //! never by pointer (except where the kernel has no cookies, see `identity.rs`).
 
+mod caller;
 mod identity;
 mod phase;
+mod timewait;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use indexmap::IndexMap;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use tcpstate_common::state::TcpState;
 
-use crate::event::{Process, TransitionEvent, Via};
+use crate::event::{Event, Process, TimeWaitEvent, TransitionEvent, Via};
 use identity::Identities;
+use timewait::MiniSockets;
 
+pub use caller::{Caller, Callers};
 pub use identity::OWN_IDS;
 pub use phase::{Bound, Phase};
+pub use timewait::Reason;
 
 /// One state change of one connection, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +38,10 @@ pub struct Transition {
     pub cgroup: Option<Arc<str>>,
     /// The old state does not follow from what was seen before: something was lost.
     pub damaged: bool,
+    /// Old or new is a state of the TIME_WAIT minisocket.
+    pub minisocket: bool,
+    /// Why the minisocket ended, or that it was restarted.
+    pub reason: Option<Reason>,
 }
 
 impl Transition {
@@ -77,6 +86,7 @@ pub struct Lifecycle {
     connections: IndexMap<u64, Connection, FxBuildHasher>,
     identities: Identities,
     cgroups: FxHashMap<u64, Arc<str>>,
+    minisockets: MiniSockets,
     limit: usize,
     start: u64,
     incomplete: bool,
@@ -93,6 +103,7 @@ impl Lifecycle {
             connections: IndexMap::default(),
             identities: Identities::default(),
             cgroups: FxHashMap::default(),
+            minisockets: MiniSockets::new(limit.max(1), Callers::default(), DEFAULT_TICK),
             limit: limit.max(1),
             start,
             incomplete: false,
@@ -101,16 +112,34 @@ impl Lifecycle {
         }
     }
 
+    /// Lets it understand minisockets: who ends them in this kernel, and how long a tick of its timers is.
+    #[must_use]
+    pub fn with_minisockets(mut self, callers: Callers, tick: Duration) -> Self {
+        let tick = u64::try_from(tick.as_nanos()).unwrap_or(DEFAULT_TICK);
+        self.minisockets = MiniSockets::new(self.limit, callers, tick);
+        self
+    }
+
     /// What has been counted so far.
     #[must_use]
     pub const fn counts(&self) -> Counts {
-        self.counts
+        let evicted = self.counts.evicted + self.minisockets.forgotten;
+        Counts {
+            evicted,
+            ..self.counts
+        }
     }
 
-    /// Connections held now.
+    /// Connections held now, without minisockets.
     #[must_use]
     pub fn open(&self) -> usize {
         self.connections.len()
+    }
+
+    /// Minisockets held now.
+    #[must_use]
+    pub fn minisockets(&self) -> usize {
+        self.minisockets.len()
     }
 
     /// Events were lost: from now on, a connection met in the middle of its life may have begun unseen.
@@ -127,10 +156,58 @@ impl Lifecycle {
         self.cgroups.insert(id, path.into());
     }
 
-    /// Understands one event.
-    pub fn transition(&mut self, event: TransitionEvent) -> Transition {
+    /// Understands one event, and passes on what it means: nothing, or one or more transitions.
+    pub fn event(&mut self, event: Event, mut out: impl FnMut(Transition)) {
+        match event {
+            Event::Transition(event) => out(self.transition(event)),
+            Event::TimeWait(event) => self.timewait(event, out),
+        }
+    }
+
+    /// It is now this late (nanoseconds of `CLOCK_MONOTONIC`): passes on what only the absence of events could tell.
+    pub fn settle(&mut self, now: u64, mut out: impl FnMut(Transition)) {
+        let Self {
+            minisockets,
+            cgroups,
+            start,
+            incomplete,
+            ..
+        } = self;
+        let unseen = (!*incomplete).then_some(*start);
+        minisockets.settle(now, unseen, &mut |transition| {
+            out(named(cgroups, transition));
+        });
+    }
+
+    fn timewait(&mut self, event: TimeWaitEvent, mut out: impl FnMut(Transition)) {
+        let Self {
+            minisockets,
+            cgroups,
+            counts,
+            start,
+            incomplete,
+            ..
+        } = self;
+        let unseen = (!*incomplete).then_some(*start);
+        minisockets.event(event, unseen, &mut |transition| {
+            counts.transitions += 1;
+            out(named(cgroups, transition));
+        });
+    }
+
+    /// Understands one transition of a full socket. One that gives way to its minisocket goes on in that one's state.
+    pub fn transition(&mut self, mut event: TransitionEvent) -> Transition {
         let id = self.identities.of(&event);
         let known = self.connections.get(&id).copied();
+        let born = if event.new == TcpState::Close {
+            self.minisockets.born_of(&event)
+        } else {
+            None
+        };
+        if let Some(born) = born {
+            // The minisocket was born a moment before the full socket closed.
+            event.time = born.time;
+        }
         let (phase, damaged) = match &known {
             Some(connection) => connection.phase(&event),
             None => self.first_phase(&event),
@@ -148,12 +225,22 @@ impl Lifecycle {
         } else {
             self.insert(id, Connection::after(&event, known.as_ref(), phase, owner));
         }
+        let process = shown(&event, owner);
+        if let Some(born) = born {
+            let fin_wait2 = (born.state == event.old)
+                .then(|| phase.began(event.time))
+                .flatten();
+            self.minisockets.inherit(born, &event, owner, fin_wait2);
+            event.new = born.state;
+        }
         Transition {
             connection: id,
             phase,
-            process: shown(&event, owner),
+            process,
             cgroup: event.cgroup.and_then(|id| self.cgroups.get(&id).cloned()),
             damaged,
+            minisocket: born.is_some(),
+            reason: None,
             event,
         }
     }
@@ -287,6 +374,21 @@ impl Connection {
             heard: event.time,
             owner,
         }
+    }
+}
+
+/// 250 ticks a second.
+const DEFAULT_TICK: u64 = 4_000_000;
+
+/// With the name of its cgroup.
+fn named(cgroups: &FxHashMap<u64, Arc<str>>, transition: Transition) -> Transition {
+    let cgroup = transition
+        .event
+        .cgroup
+        .and_then(|id| cgroups.get(&id).cloned());
+    Transition {
+        cgroup,
+        ..transition
     }
 }
 

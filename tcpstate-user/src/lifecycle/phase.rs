@@ -61,6 +61,15 @@ impl Phase {
         }
     }
 
+    /// When it began (or before, or after, as the bound says) if it ended then; `None` if unknown.
+    #[must_use]
+    pub const fn began(self, ended: u64) -> Option<(u64, Bound)> {
+        match self.nanoseconds() {
+            Some(nanoseconds) => Some((ended.saturating_sub(nanoseconds), self.bound)),
+            None => None,
+        }
+    }
+
     /// How much the number can be trusted.
     #[must_use]
     pub const fn bound(self) -> Bound {

@@ -10,7 +10,11 @@ use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter};
 
 use super::{Sink, Summary, error_name, escape};
-use crate::{clock::Clock, lifecycle::Transition, loss::Loss};
+use crate::{
+    clock::Clock,
+    lifecycle::{Reason, Transition},
+    loss::Loss,
+};
 
 /// Writes JSON lines.
 #[derive(Debug)]
@@ -74,8 +78,8 @@ impl<'a> Row<'a> {
             new: event.new.label(),
             seconds: transition.phase.nanoseconds().map(seconds),
             bound: transition.phase.bound().label(),
-            minisocket: false,
-            reason: None,
+            minisocket: transition.minisocket,
+            reason: transition.reason.map(Reason::label),
             pid: process.map(|process| process.pid),
             comm: process.map(|process| process.comm.to_str()),
             via: process.map(|process| process.via.label()),

@@ -1,6 +1,7 @@
 //! Text for people: aligned, within 80 columns by default, everything with `--wide`.
 
 use std::{
+    borrow::Cow,
     fmt::{self, Write as _},
     io::{self, Write},
 };
@@ -69,13 +70,13 @@ impl<W: Write> Text<W> {
             push(
                 line,
                 format_args!(
-                    "{:<4} {:<5} {:<22} {:<22} {:<STATES$} {:<12} {:>5} {:>10} {:>8} {:<8} {:>7} {:>7} {:<15} {}",
+                    "{:<4} {:<5} {:<22} {:<22} {:<STATES$} {:<14} {:>5} {:>10} {:>8} {:<8} {:>7} {:>7} {:<15} {}",
                     "FAM",
                     "PROTO",
                     "LOCAL",
                     "REMOTE",
                     "OLD -> NEW",
-                    "ERROR",
+                    "WHY",
                     "UID",
                     "NETNS",
                     "COOKIE",
@@ -141,10 +142,10 @@ impl<W: Write> Text<W> {
         pad_right(line, start, ENDPOINTS);
         line.push(' ');
         let start = line.len();
-        push(
-            line,
-            format_args!("{} -> {}", event.old.name(), event.new.name()),
-        );
+        states(line, transition);
+        if let Some(why) = why(transition) {
+            push(line, format_args!(" {why}"));
+        }
         pad_right(line, start, STATES);
         line.push(' ');
         let Some(process) = &transition.process else {
@@ -188,17 +189,14 @@ impl<W: Write> Text<W> {
         pad_right(line, start, 45);
         line.push(' ');
         let start = line.len();
-        push(
-            line,
-            format_args!("{} -> {}", event.old.name(), event.new.name()),
-        );
+        states(line, transition);
         pad_right(line, start, STATES);
-        let error = event.error.map(error_name);
+        let why = why(transition);
         push(
             line,
             format_args!(
-                " {:<12} {:>5} {:>10} {:>8} ",
-                error.as_deref().unwrap_or("-"),
+                " {:<14} {:>5} {:>10} {:>8} ",
+                why.as_deref().unwrap_or("-"),
                 Known(event.uid),
                 Known(event.netns),
                 transition.connection,
@@ -344,6 +342,27 @@ fn pad_right(line: &mut String, start: usize, width: usize) {
 fn pad_left(line: &mut String, start: usize, width: usize) {
     for _ in (line.len() - start)..width {
         line.insert(start, ' ');
+    }
+}
+
+/// `OLD -> NEW`; a full socket that gives way to a minisocket in the same state is marked.
+fn states(line: &mut String, transition: &Transition) {
+    let event = &transition.event;
+    push(
+        line,
+        format_args!("{} -> {}", event.old.name(), event.new.name()),
+    );
+    if transition.minisocket && event.old == event.new && transition.reason.is_none() {
+        line.push_str(" mini");
+    }
+}
+
+/// Why: the socket's error, or the end of the minisocket.
+fn why(transition: &Transition) -> Option<Cow<'static, str>> {
+    match (transition.reason, transition.event.error) {
+        (Some(reason), _) => Some(reason.label().into()),
+        (None, Some(error)) => Some(error_name(error).into()),
+        (None, None) => None,
     }
 }
 

@@ -2,13 +2,13 @@
 
 use proptest::prelude::*;
 use tcpstate_common::{
-    record::{TransitionRecord, flags},
+    record::{RecordKind, TimeWaitRecord, TransitionRecord, flags},
     state::TcpState,
 };
 use tcpstate_user::event::{DecodeError, Event, Protocol, Via};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use crate::records::{MS, event, owned, record};
+use crate::records::{MS, event, owned, record, timer};
 
 #[test]
 fn every_truncation_is_an_error() {
@@ -123,6 +123,35 @@ fn a_name_ends_at_the_first_zero() {
             .map(|context| context.comm.to_str().into_owned()),
         Some("ab".into())
     );
+}
+
+#[test]
+fn minisockets_are_in_fin_wait2_or_time_wait() {
+    let good = timer(
+        RecordKind::TimeWaitArmed,
+        1,
+        MS,
+        TcpState::TimeWait,
+        60_000 * MS,
+    );
+    let decode = |record: TimeWaitRecord| Event::decode(record.as_bytes());
+    assert!(matches!(decode(good), Ok(Event::TimeWait(event)) if event.cookie == Some(1)));
+    assert_eq!(
+        decode(TimeWaitRecord {
+            substate: 1,
+            ..good
+        }),
+        Err(DecodeError::UnknownState(1))
+    );
+    assert_eq!(
+        decode(TimeWaitRecord { family: 0, ..good }),
+        Err(DecodeError::UnknownFamily(0))
+    );
+    let error = DecodeError::Truncated {
+        expected: 160,
+        actual: 159,
+    };
+    assert_eq!(Event::decode(&good.as_bytes()[..159]), Err(error));
 }
 
 proptest! {

@@ -8,3 +8,4 @@ mod gate;
 mod lifecycle;
 mod output;
 mod records;
+mod timewait;

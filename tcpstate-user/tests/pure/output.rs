@@ -4,19 +4,22 @@ use std::{cell::RefCell, io, rc::Rc};
 
 use jiff::tz::TimeZone;
 use tcpstate_common::{
-    record::TransitionRecord,
+    record::{RecordKind, TransitionRecord},
     state::TcpState::{
         Close, CloseWait, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv, SynSent,
+        TimeWait,
     },
 };
 use tcpstate_user::{
     clock::Clock,
+    event::Event,
     lifecycle::{Lifecycle, Transition},
     loss::{Loss, LossKind, LossTotals},
     sink::{Csv, Json, Layout, OtherProtocols, Sink, Summary, Text},
 };
+use zerocopy::IntoBytes as _;
 
-use crate::records::{MS, event, owned, record};
+use crate::records::{MS, event, owned, record, timer};
 
 const START: u64 = 1_000_000 * MS;
 /// The time of day at monotonic zero: 2026-11-22T00:00:00Z.
@@ -114,10 +117,26 @@ fn scene() -> Vec<Transition> {
     ];
     let mut lifecycle = Lifecycle::new(100, START);
     lifecycle.name_cgroup(42, "/system.slice/a b.service");
-    records
+    let mut lines: Vec<_> = records
         .iter()
         .map(|record| lifecycle.transition(event(record)))
-        .collect()
+        .collect();
+    let life = [
+        (RecordKind::TimeWaitArmed, at(70_000), FinWait2, 2_000 * MS),
+        (RecordKind::TimeWaitArmed, at(73_000), TimeWait, 60_000 * MS),
+        (RecordKind::TimeWaitArmed, at(80_000), TimeWait, 60_000 * MS),
+        (RecordKind::TimeWaitExpired, at(141_500), TimeWait, 0),
+    ];
+    for (kind, time, substate, left) in life {
+        let step = timer(kind, 7, time, substate, left);
+        let decoded = Event::decode(step.as_bytes()).expect("a good record");
+        lifecycle.event(decoded, |line| lines.push(line));
+        if substate == FinWait2 {
+            let close = owned(record(7, time, FinWait2, Close), 4242, b"curl");
+            lines.push(lifecycle.transition(event(&close)));
+        }
+    }
+    lines
 }
 
 fn summary() -> Summary {

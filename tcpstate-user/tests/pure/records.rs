@@ -1,7 +1,7 @@
 //! Records as the kernel side would write them.
 
 use tcpstate_common::{
-    record::{RecordKind, TransitionRecord, flags},
+    record::{CALLERS, RecordKind, TimeWaitRecord, TransitionRecord, flags},
     state::TcpState,
 };
 use tcpstate_user::event::{Event, TransitionEvent};
@@ -61,6 +61,40 @@ pub fn owned(record: TransitionRecord, pid: u32, comm: &[u8]) -> TransitionRecor
 
 /// Through the bytes of the ring buffer, as in life.
 pub fn event(record: &TransitionRecord) -> TransitionEvent {
-    let Event::Transition(event) = Event::decode(record.as_bytes()).expect("a good record");
-    event
+    match Event::decode(record.as_bytes()) {
+        Ok(Event::Transition(event)) => event,
+        other => unreachable!("a transition was written: {other:?}"),
+    }
+}
+
+/// Length of a tick in these records.
+pub const TICK: u64 = 4 * MS;
+
+/// Something happens to the timer of the minisocket of connection `cookie`, on CPU 0; it is due `left` later.
+pub fn timer(
+    kind: RecordKind,
+    cookie: u64,
+    time: u64,
+    substate: TcpState,
+    left: u64,
+) -> TimeWaitRecord {
+    let full = record(cookie, time, TcpState::FinWait2, TcpState::Close);
+    TimeWaitRecord {
+        kind: kind as u8,
+        substate: substate as u8,
+        family: 2,
+        cpu: 0,
+        time,
+        cookie,
+        minisocket: 0xffff_8881_0000_0000 + cookie * 0x100,
+        netns_cookie: 1,
+        ticks: 4_294_892_296 + time / TICK,
+        due: 4_294_892_296 + (time + left) / TICK,
+        laddr: full.laddr,
+        raddr: full.raddr,
+        lport: full.lport,
+        rport: full.rport,
+        netns: full.netns,
+        callers: [0; CALLERS],
+    }
 }

@@ -29,8 +29,8 @@ fn live(from: IpAddr, to: IpAddr, port_wanted: u16) -> (u16, u16) {
 }
 
 /// Any address of 127.0.0.0/8 can be connected from, once it is bound to.
-fn bound_connect(from: SocketAddr, to: SocketAddr) -> TcpStream {
-    if from.ip().is_ipv6() || from.ip() == Ipv4Addr::LOCALHOST {
+pub fn bound_connect(from: SocketAddr, to: SocketAddr) -> TcpStream {
+    if from.port() == 0 && (from.ip().is_ipv6() || from.ip() == Ipv4Addr::LOCALHOST) {
         return TcpStream::connect(to).expect("a connection");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -39,6 +39,9 @@ fn bound_connect(from: SocketAddr, to: SocketAddr) -> TcpStream {
         .build();
     let stream = runtime.expect("an event loop").block_on(async {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket
+            .set_reuseaddr(true)
+            .expect("a port that was used before");
         socket.bind(from).expect("a local address");
         socket
             .connect(to)

@@ -6,4 +6,5 @@
 
 mod filters;
 mod support;
+mod timewait;
 mod trace;

@@ -94,9 +94,27 @@ pub struct Printed {
 }
 
 impl Tool {
-    /// Starts `tcpstate trace -j` for the namespace of the calling thread, and waits until its hooks are in place.
+    /// Starts `tcpstate trace -j` for the namespace of the calling thread, full sockets only, and waits until its hooks
+    /// are in place.
     pub fn trace(flags: &[&str]) -> Self {
-        Self::start(&[&["trace", "-j", "--netns", "self"], flags].concat())
+        Self::start(
+            &[
+                &["trace", "-j", "--netns", "self", "--timewait", "off"],
+                flags,
+            ]
+            .concat(),
+        )
+    }
+
+    /// The same with the life of TIME_WAIT.
+    pub fn timewait(flags: &[&str]) -> Self {
+        Self::start(
+            &[
+                &["trace", "-j", "--netns", "self", "--timewait", "timer"],
+                flags,
+            ]
+            .concat(),
+        )
     }
 
     /// Starts `tcpstate` with these arguments, and waits until its hooks are in place.

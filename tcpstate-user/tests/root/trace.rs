@@ -573,7 +573,7 @@ fn what_is_lost_is_counted_and_marked() {
 }
 
 /// Opens and closes this many connections, one after the other; the client closes first.
-fn churn(connections: u64) {
+pub fn churn(connections: u64) {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a listener");
     let server_port = port(listener.local_addr());
     for number in 0..connections {
@@ -583,6 +583,16 @@ fn churn(connections: u64) {
         drop(client);
         assert_eq!(server.read(&mut [0]).expect("the end"), 0);
     }
+}
+
+/// Closes with a RST.
+pub fn abort(socket: TcpStream) {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    set_option(&socket, libc::SO_LINGER, &linger);
+    drop(socket);
 }
 
 fn set_option<T>(socket: &TcpStream, option: libc::c_int, value: &T) {

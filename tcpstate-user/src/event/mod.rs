@@ -1,5 +1,7 @@
 //! What the kernel side sent, decoded and checked: nothing in a record is trusted as it comes.
 
+mod timewait;
+
 use std::{
     borrow::Cow,
     net::{IpAddr, Ipv6Addr},
@@ -7,16 +9,20 @@ use std::{
 
 use bytes::Buf;
 use tcpstate_common::{
-    record::{RecordKind, TransitionRecord, flags},
+    record::{RecordKind, TimeWaitRecord, TransitionRecord, flags},
     state::TcpState,
 };
 use zerocopy::FromBytes;
+
+pub use timewait::{TimeWaitEvent, TimerStep};
 
 /// Something that happened in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A full socket changed its state.
     Transition(TransitionEvent),
+    /// Something happened to the timer of a TIME_WAIT minisocket.
+    TimeWait(TimeWaitEvent),
 }
 
 /// Why a record could not be decoded.
@@ -51,6 +57,16 @@ pub struct Endpoint {
     pub addr: IpAddr,
     /// The port, or 0.
     pub port: u16,
+}
+
+impl Endpoint {
+    /// From a record's 16 bytes.
+    fn new(addr: [u8; 16], port: u16) -> Self {
+        Self {
+            addr: Ipv6Addr::from(addr).to_canonical(),
+            port,
+        }
+    }
 }
 
 /// The transport protocol of a socket on the tracepoint.
@@ -239,29 +255,50 @@ impl Event {
     ///
     /// # Errors
     /// If the bytes are no record of a kind, size and content we know.
-    pub fn decode(mut bytes: &[u8]) -> Result<Self, DecodeError> {
-        let kind = bytes.first().copied().ok_or(DecodeError::Empty)?;
-        if kind != RecordKind::Transition as u8 {
-            return Err(DecodeError::UnknownKind(kind));
-        }
-        let truncated = DecodeError::Truncated {
-            expected: size_of::<TransitionRecord>(),
-            actual: bytes.remaining(),
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        const TRANSITION: u8 = RecordKind::Transition as u8;
+        const ARMED: u8 = RecordKind::TimeWaitArmed as u8;
+        const CANCELLED: u8 = RecordKind::TimeWaitCancelled as u8;
+        const EXPIRED: u8 = RecordKind::TimeWaitExpired as u8;
+        let timewait = |step| {
+            let record: TimeWaitRecord = read(bytes)?;
+            TimeWaitEvent::from_record(&record, step).map(Self::TimeWait)
         };
-        let (record, _) =
-            TransitionRecord::read_from_prefix(bytes.chunk()).map_err(|_| truncated)?;
-        bytes.advance(size_of::<TransitionRecord>());
-        TransitionEvent::from_record(&record).map(Self::Transition)
+        match bytes.first().copied().ok_or(DecodeError::Empty)? {
+            TRANSITION => {
+                let record: TransitionRecord = read(bytes)?;
+                TransitionEvent::from_record(&record).map(Self::Transition)
+            }
+            ARMED => timewait(TimerStep::Armed),
+            CANCELLED => timewait(TimerStep::Cancelled),
+            EXPIRED => timewait(TimerStep::Expired),
+            kind => Err(DecodeError::UnknownKind(kind)),
+        }
     }
+
+    /// When it happened, in nanoseconds of `CLOCK_MONOTONIC`.
+    #[must_use]
+    pub const fn time(&self) -> u64 {
+        match self {
+            Self::Transition(event) => event.time,
+            Self::TimeWait(event) => event.time,
+        }
+    }
+}
+
+fn read<T: FromBytes>(mut bytes: &[u8]) -> Result<T, DecodeError> {
+    let truncated = DecodeError::Truncated {
+        expected: size_of::<T>(),
+        actual: bytes.remaining(),
+    };
+    let (record, _) = T::read_from_prefix(bytes.chunk()).map_err(|_| truncated)?;
+    bytes.advance(size_of::<T>());
+    Ok(record)
 }
 
 impl TransitionEvent {
     fn from_record(record: &TransitionRecord) -> Result<Self, DecodeError> {
-        const AF_INET: u16 = 2;
-        const AF_INET6: u16 = 10;
-        if !matches!(record.family, AF_INET | AF_INET6) {
-            return Err(DecodeError::UnknownFamily(record.family));
-        }
+        check_family(record.family)?;
         let old = state(record.old)?;
         let new = state(record.new)?;
         Ok(Self {
@@ -275,14 +312,8 @@ impl TransitionEvent {
             cgroup: known(record.cgroup),
             uid: (record.uid != u32::MAX).then_some(record.uid),
             protocol: Protocol::from_number(record.protocol),
-            local: Endpoint {
-                addr: Ipv6Addr::from(record.laddr).to_canonical(),
-                port: record.lport,
-            },
-            remote: Endpoint {
-                addr: Ipv6Addr::from(record.raddr).to_canonical(),
-                port: record.rport,
-            },
+            local: Endpoint::new(record.laddr, record.lport),
+            remote: Endpoint::new(record.raddr, record.rport),
             old,
             new,
             error: (record.error > 0).then_some(record.error),
@@ -319,6 +350,16 @@ impl TransitionEvent {
         self.is_child()
             || (self.old == TcpState::Close
                 && matches!(self.new, TcpState::SynSent | TcpState::Listen))
+    }
+}
+
+fn check_family(family: u16) -> Result<(), DecodeError> {
+    const AF_INET: u16 = 2;
+    const AF_INET6: u16 = 10;
+    if matches!(family, AF_INET | AF_INET6) {
+        Ok(())
+    } else {
+        Err(DecodeError::UnknownFamily(family))
     }
 }
 

@@ -1,0 +1,78 @@
+//! What happens to the timer of a TIME_WAIT minisocket.
+
+use tcpstate_common::{
+    record::{CALLERS, TimeWaitRecord},
+    state::TcpState,
+};
+
+use super::{DecodeError, Endpoint, check_family, known, state};
+
+/// What happened to the timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimerStep {
+    /// Started: the first time, or again.
+    Armed,
+    /// Taken off: to be started again, to expire (then that follows on the same CPU), or for good.
+    Cancelled,
+    /// It expires.
+    Expired,
+}
+
+/// Something happened to the timer of a minisocket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimeWaitEvent {
+    /// What.
+    pub step: TimerStep,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
+    /// The CPU it happened on.
+    pub cpu: u32,
+    /// Socket cookie of the connection.
+    pub cookie: Option<u64>,
+    /// Address of the minisocket: an identity while it lives.
+    pub minisocket: u64,
+    /// Network namespace: cookie.
+    pub netns_cookie: Option<u64>,
+    /// Network namespace: inode number.
+    pub netns: Option<u32>,
+    /// This host's end.
+    pub local: Endpoint,
+    /// The peer's end.
+    pub remote: Endpoint,
+    /// FIN_WAIT2 or TIME_WAIT.
+    pub substate: TcpState,
+    /// The clock of timers, in ticks.
+    pub ticks: u64,
+    /// When the timer is (or was) due, in ticks.
+    pub due: u64,
+    /// Return addresses in the kernel, innermost first; zero where there are no more.
+    pub callers: [u64; CALLERS],
+}
+
+impl TimeWaitEvent {
+    pub(super) fn from_record(
+        record: &TimeWaitRecord,
+        step: TimerStep,
+    ) -> Result<Self, DecodeError> {
+        check_family(record.family)?;
+        let substate = match state(record.substate)? {
+            substate @ (TcpState::FinWait2 | TcpState::TimeWait) => substate,
+            other => return Err(DecodeError::UnknownState(other as u8)),
+        };
+        Ok(Self {
+            step,
+            time: record.time,
+            cpu: record.cpu,
+            cookie: known(record.cookie),
+            minisocket: record.minisocket,
+            netns_cookie: known(record.netns_cookie),
+            netns: (record.netns != 0).then_some(record.netns),
+            local: Endpoint::new(record.laddr, record.lport),
+            remote: Endpoint::new(record.raddr, record.rport),
+            substate,
+            ticks: record.ticks,
+            due: record.due,
+            callers: record.callers,
+        })
+    }
+}

@@ -1,0 +1,126 @@
+//! Who took the timer of a minisocket off: the kernel functions that do, told by return addresses.
+
+/// A kernel function that ends minisockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// connect() takes the 4-tuple over (`__inet_check_established`).
+    Connect,
+    /// A segment came: a new SYN, or data for a half-closed end (`tcp_v4_rcv`).
+    Receive,
+    /// A RST came (`tcp_timewait_state_process`).
+    Reset,
+    /// An administrator destroys the socket (`tcp_abort`).
+    Abort,
+    /// The network namespace goes away (`inet_twsk_purge`).
+    Purge,
+}
+
+/// The names that say who it was.
+const NAMES: [(&str, Caller); 11] = [
+    ("__inet_check_established", Caller::Connect),
+    ("__inet6_check_established", Caller::Connect),
+    ("__inet_hash_connect", Caller::Connect),
+    ("inet_hash_connect", Caller::Connect),
+    ("tcp_v4_rcv", Caller::Receive),
+    ("tcp_v6_rcv", Caller::Receive),
+    ("tcp_timewait_state_process", Caller::Reset),
+    ("tcp_abort", Caller::Abort),
+    ("tcp_diag_destroy", Caller::Abort),
+    ("inet_twsk_purge", Caller::Purge),
+    ("tcp_twsk_purge", Caller::Purge),
+];
+
+/// Where those functions are in the running kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Callers {
+    ranges: Vec<(u64, u64, Caller)>,
+    timer_handler: Option<u64>,
+}
+
+impl Callers {
+    /// From the lines of `/proc/kallsyms`. Addresses are zero there for readers without the privilege.
+    #[must_use]
+    pub fn parse(symbols: &str) -> Self {
+        let mut found = Self::default();
+        let mut open: Option<(u64, Caller)> = None;
+        for line in symbols.lines() {
+            let mut words = line.split_ascii_whitespace();
+            let (Some(address), Some(_kind), Some(name)) =
+                (words.next(), words.next(), words.next())
+            else {
+                continue;
+            };
+            let wanted = NAMES.iter().find(|(wanted, _)| is(name, wanted));
+            if open.is_none() && wanted.is_none() && name != "tw_timer_handler" {
+                continue;
+            }
+            let Ok(address) = u64::from_str_radix(address, 16) else {
+                continue;
+            };
+            if let Some((start, caller)) = open.filter(|(start, _)| *start < address) {
+                found.ranges.push((start, address, caller));
+                open = None;
+            }
+            if let Some((_, caller)) = wanted.filter(|_| address != 0) {
+                open = Some((address, *caller));
+            }
+            if name == "tw_timer_handler" && address != 0 {
+                found.timer_handler = Some(address);
+            }
+        }
+        found
+    }
+
+    /// Address of `tw_timer_handler`, by which timers of minisockets are known.
+    #[must_use]
+    pub const fn timer_handler(&self) -> Option<u64> {
+        self.timer_handler
+    }
+
+    /// The innermost function that we know among return addresses.
+    #[must_use]
+    pub fn find(&self, addresses: &[u64]) -> Option<Caller> {
+        addresses.iter().find_map(|address| {
+            self.ranges
+                .iter()
+                .find(|(start, end, _)| (start..end).contains(&address))
+                .map(|(_, _, caller)| *caller)
+        })
+    }
+}
+
+/// The compiler may have split a function: `tcp_v4_rcv.part.0`.
+fn is(name: &str, wanted: &str) -> bool {
+    name.strip_prefix(wanted)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Caller, Callers};
+
+    #[test]
+    fn callers_are_found_by_address() {
+        let callers = Callers::parse(
+            "ffffffff82005000 t __inet_check_established\nffffffff82005000 t alias\n\
+             ffffffff82006000 t tw_timer_handler\nffffffff82007000 T tcp_v4_rcv\n\
+             ffffffff82008000 T other\nffffffff82009000 t tcp_abort.cold\nffffffff82009100 t last\n",
+        );
+        assert_eq!(callers.timer_handler(), Some(0xffff_ffff_8200_6000));
+        let find = |address| callers.find(&[1, address, 0]);
+        assert_eq!(find(0xffff_ffff_8200_5fff), Some(Caller::Connect));
+        assert_eq!(find(0xffff_ffff_8200_6000), None);
+        assert_eq!(find(0xffff_ffff_8200_7010), Some(Caller::Receive));
+        assert_eq!(find(0xffff_ffff_8200_8000), None);
+        assert_eq!(find(0xffff_ffff_8200_9001), Some(Caller::Abort));
+        assert_eq!(callers.find(&[]), None);
+    }
+
+    #[test]
+    fn hidden_addresses_say_nothing() {
+        let callers = Callers::parse(
+            "0000000000000000 t tw_timer_handler\n0000000000000000 T tcp_v4_rcv\nx y z\n",
+        );
+        assert_eq!(callers, Callers::default());
+    }
+}

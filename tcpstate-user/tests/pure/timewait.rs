@@ -1,0 +1,374 @@
+//! The life of TIME_WAIT minisockets, from records.
+
+use std::time::Duration;
+
+use tcpstate_common::{
+    record::{RecordKind, TimeWaitRecord},
+    state::TcpState::{self, Close, Closing, FinWait2, TimeWait},
+};
+use tcpstate_user::{
+    event::{Event, Via},
+    lifecycle::{Bound, Callers, Lifecycle, Phase, Reason, Transition},
+};
+use zerocopy::IntoBytes as _;
+
+use crate::records::{MS, TICK, event, owned, record, timer};
+
+const START: u64 = 1000 * MS;
+const SECOND: u64 = 1000 * MS;
+const MINUTE: u64 = 60 * SECOND;
+
+const SYMBOLS: &str = "\
+    ffffffff82001000 t __inet_check_established\n\
+    ffffffff82002000 T tcp_v4_rcv\n\
+    ffffffff82003000 T tcp_timewait_state_process\n\
+    ffffffff82004000 T tcp_abort\n\
+    ffffffff82005000 T inet_twsk_purge\n\
+    ffffffff82006000 t tw_timer_handler\n";
+
+fn lifecycle() -> Lifecycle {
+    Lifecycle::new(100, START).with_minisockets(Callers::parse(SYMBOLS), Duration::from_nanos(TICK))
+}
+
+fn understood(lifecycle: &mut Lifecycle, record: &TimeWaitRecord) -> Vec<Transition> {
+    let mut lines = Vec::new();
+    let event = Event::decode(record.as_bytes()).expect("a good record");
+    lifecycle.event(event, |line| lines.push(line));
+    lines
+}
+
+/// `old->new`, time spent, reason.
+fn told(lines: &[Transition]) -> Vec<(TcpState, TcpState, Phase, Option<Reason>)> {
+    assert!(lines.iter().all(|line| line.minisocket && !line.damaged));
+    lines
+        .iter()
+        .map(|line| (line.event.old, line.event.new, line.phase, line.reason))
+        .collect()
+}
+
+const fn exact(nanoseconds: u64) -> Phase {
+    Phase::new(nanoseconds, Bound::Exact)
+}
+
+/// A connection closes actively, and its minisocket is born in this state.
+fn born(lifecycle: &mut Lifecycle, cookie: u64, at: u64, state: TcpState) -> Transition {
+    lifecycle.transition(event(&owned(
+        record(cookie, at - SECOND, Close, TcpState::SynSent),
+        7,
+        b"curl",
+    )));
+    lifecycle.transition(event(&record(
+        cookie,
+        at - SECOND,
+        TcpState::SynSent,
+        FinWait2,
+    )));
+    let left = if state == TimeWait {
+        MINUTE
+    } else {
+        2 * SECOND
+    };
+    let armed = timer(RecordKind::TimeWaitArmed, cookie, at, state, left);
+    assert_eq!(
+        understood(lifecycle, &armed),
+        [],
+        "the full socket's last event tells"
+    );
+    lifecycle.transition(event(&owned(
+        record(cookie, at + 20_000, FinWait2, Close),
+        8,
+        b"worker",
+    )))
+}
+
+#[test]
+fn the_full_socket_gives_way_to_its_minisocket() {
+    let mut lifecycle = lifecycle();
+    let at = START + 5 * SECOND;
+    let line = born(&mut lifecycle, 1, at, TimeWait);
+    assert_eq!(
+        told(std::slice::from_ref(&line)),
+        [(FinWait2, TimeWait, exact(SECOND), None)]
+    );
+    assert_eq!(line.event.time, at, "when the minisocket was born");
+    assert_eq!(
+        line.process.map(|process| (process.pid, process.via)),
+        Some((8, Via::Close))
+    );
+    assert_eq!((lifecycle.open(), lifecycle.minisockets()), (0, 1));
+
+    let end = at + MINUTE + 552 * MS;
+    understood(
+        &mut lifecycle,
+        &timer(RecordKind::TimeWaitCancelled, 1, end, TimeWait, 0),
+    );
+    let lines = understood(
+        &mut lifecycle,
+        &timer(RecordKind::TimeWaitExpired, 1, end, TimeWait, 0),
+    );
+    let spent = end - at;
+    let restart_time = told(&lines);
+    assert_eq!(
+        restart_time.last().copied(),
+        Some((TimeWait, Close, exact(spent), Some(Reason::Expired)))
+    );
+    let last = lines.last().expect("the end");
+    assert_eq!(
+        last.process.map(|process| process.pid),
+        Some(7),
+        "the owner, not the one who closed"
+    );
+    assert_eq!(last.event.uid, Some(1000));
+    assert_eq!(lifecycle.minisockets(), 0);
+}
+
+/// The timer as it is at its end: due a while ago, started last a minute before that.
+fn at_end(kind: RecordKind, cookie: u64, time: u64, last_start: u64) -> TimeWaitRecord {
+    let armed = timer(
+        RecordKind::TimeWaitArmed,
+        cookie,
+        last_start,
+        TimeWait,
+        MINUTE,
+    );
+    TimeWaitRecord {
+        due: armed.due,
+        ..timer(kind, cookie, time, TimeWait, 0)
+    }
+}
+
+#[test]
+fn fin_wait2_of_the_minisocket_is_not_time_wait() {
+    let mut lifecycle = lifecycle();
+    let at = START + 5 * SECOND;
+    let line = born(&mut lifecycle, 1, at, FinWait2);
+    assert_eq!(told(&[line]), [(FinWait2, FinWait2, exact(SECOND), None)]);
+    let fin = at + 3 * SECOND;
+    understood(
+        &mut lifecycle,
+        &timer(RecordKind::TimeWaitCancelled, 1, fin, TimeWait, 0),
+    );
+    let armed = timer(RecordKind::TimeWaitArmed, 1, fin, TimeWait, MINUTE);
+    let lines = understood(&mut lifecycle, &armed);
+    let whole = exact(4 * SECOND);
+    assert_eq!(
+        told(&lines),
+        [(FinWait2, TimeWait, whole, None)],
+        "with the full socket's share"
+    );
+    let end = fin + MINUTE + SECOND;
+    let lines = understood(
+        &mut lifecycle,
+        &at_end(RecordKind::TimeWaitExpired, 1, end, fin),
+    );
+    assert_eq!(
+        told(&lines),
+        [(
+            TimeWait,
+            Close,
+            exact(MINUTE + SECOND),
+            Some(Reason::Expired)
+        )]
+    );
+}
+
+#[test]
+fn a_prompt_fin_that_no_event_tells_is_found_at_the_end() {
+    let mut lifecycle = lifecycle();
+    let at = START + 5 * SECOND;
+    born(&mut lifecycle, 1, at, FinWait2);
+    let (fin, end) = (at + 48 * MS, at + MINUTE + SECOND);
+    let lines = understood(
+        &mut lifecycle,
+        &at_end(RecordKind::TimeWaitExpired, 1, end, fin),
+    );
+    assert_eq!(
+        told(&lines),
+        [
+            (FinWait2, TimeWait, exact(SECOND + 48 * MS), None),
+            (TimeWait, Close, exact(end - fin), Some(Reason::Expired)),
+        ]
+    );
+    assert_eq!(lines[0].event.time, fin);
+}
+
+#[test]
+fn fin_wait2_that_times_out_never_was_time_wait() {
+    let mut lifecycle = lifecycle();
+    let at = START + 5 * SECOND;
+    born(&mut lifecycle, 1, at, FinWait2);
+    let end = at + 2 * SECOND;
+    let lines = understood(
+        &mut lifecycle,
+        &timer(RecordKind::TimeWaitExpired, 1, end, FinWait2, 0),
+    );
+    assert_eq!(
+        told(&lines),
+        [(FinWait2, Close, exact(3 * SECOND), Some(Reason::Expired))]
+    );
+}
+
+#[test]
+fn restarts_are_told_and_the_silent_ones_found() {
+    let mut lifecycle = lifecycle();
+    let at = START + 5 * SECOND;
+    born(&mut lifecycle, 1, at, TimeWait);
+    let again = at + 10 * SECOND;
+    understood(
+        &mut lifecycle,
+        &timer(RecordKind::TimeWaitCancelled, 1, again, TimeWait, SECOND),
+    );
+    let armed = timer(RecordKind::TimeWaitArmed, 1, again, TimeWait, MINUTE);
+    let lines = understood(&mut lifecycle, &armed);
+    assert_eq!(
+        told(&lines),
+        [(
+            TimeWait,
+            TimeWait,
+            exact(10 * SECOND),
+            Some(Reason::Restarted)
+        )]
+    );
+    let (silent, end) = (again + SECOND, again + MINUTE + 2 * SECOND);
+    let lines = understood(
+        &mut lifecycle,
+        &at_end(RecordKind::TimeWaitExpired, 1, end, silent),
+    );
+    assert_eq!(
+        told(&lines),
+        [
+            (
+                TimeWait,
+                TimeWait,
+                exact(11 * SECOND),
+                Some(Reason::Restarted)
+            ),
+            (TimeWait, Close, exact(end - at), Some(Reason::Expired)),
+        ]
+    );
+}
+
+#[test]
+fn who_took_the_timer_off_says_why_it_ended() {
+    for (caller, substate, reason) in [
+        (0xffff_ffff_8200_1010, TimeWait, Reason::ReusedConnect),
+        (0xffff_ffff_8200_2010, TimeWait, Reason::ReusedSyn),
+        (0xffff_ffff_8200_2010, FinWait2, Reason::ResetHalfClose),
+        (0xffff_ffff_8200_3010, TimeWait, Reason::Rst),
+        (0xffff_ffff_8200_4010, FinWait2, Reason::Destroyed),
+        (0xffff_ffff_8200_5010, TimeWait, Reason::NamespaceGone),
+        (0xffff_ffff_8100_0000, TimeWait, Reason::Unknown),
+    ] {
+        let mut lifecycle = lifecycle();
+        let at = START + 5 * SECOND;
+        born(&mut lifecycle, 1, at, substate);
+        let end = at + SECOND;
+        let off = timer(
+            RecordKind::TimeWaitCancelled,
+            1,
+            end,
+            substate,
+            MINUTE - SECOND,
+        );
+        let off = TimeWaitRecord {
+            callers: [1, caller, 0, 0, 0, 0, 0, 0],
+            ..off
+        };
+        assert_eq!(
+            understood(&mut lifecycle, &off),
+            [],
+            "it may be started again"
+        );
+        let mut lines = Vec::new();
+        lifecycle.settle(end + 50 * MS, |line| lines.push(line));
+        assert_eq!(lines, []);
+        lifecycle.settle(end + SECOND, |line| lines.push(line));
+        assert_eq!(lines.len(), 1);
+        assert_eq!((lines[0].event.new, lines[0].reason), (Close, Some(reason)));
+        assert_eq!(lines[0].event.time, end);
+        assert_eq!(lifecycle.minisockets(), 0);
+    }
+}
+
+#[test]
+fn a_minisocket_at_the_address_of_one_just_ended_is_another() {
+    let mut lifecycle = lifecycle();
+    let at = START + 5 * SECOND;
+    born(&mut lifecycle, 1, at, FinWait2);
+    let address = timer(RecordKind::TimeWaitArmed, 1, at, FinWait2, SECOND).minisocket;
+    let off = timer(
+        RecordKind::TimeWaitCancelled,
+        1,
+        at + SECOND,
+        FinWait2,
+        SECOND,
+    );
+    understood(&mut lifecycle, &off);
+    let next = timer(RecordKind::TimeWaitArmed, 2, at + SECOND, FinWait2, SECOND);
+    let lines = understood(
+        &mut lifecycle,
+        &TimeWaitRecord {
+            minisocket: address,
+            ..next
+        },
+    );
+    assert_eq!(lines.len(), 1, "the first has ended");
+    assert_eq!((lines[0].connection, lines[0].event.new), (1, Close));
+    assert_eq!(lifecycle.minisockets(), 1);
+}
+
+#[test]
+fn a_minisocket_older_than_the_run_has_a_lower_bound() {
+    let mut lifecycle = lifecycle();
+    let (last_start, end) = (START + 2 * SECOND, START + MINUTE + 3 * SECOND);
+    let lines = understood(
+        &mut lifecycle,
+        &at_end(RecordKind::TimeWaitExpired, 9, end, last_start),
+    );
+    let since = Phase::new(end - START, Bound::AtLeast);
+    assert_eq!(
+        told(&lines),
+        [(TimeWait, Close, since, Some(Reason::Expired))]
+    );
+    // If it was started last before we looked, it is known to be older.
+    let last_start = START - 500 * MS;
+    let lines = understood(
+        &mut lifecycle,
+        &at_end(RecordKind::TimeWaitExpired, 9, end, last_start),
+    );
+    let since = Phase::new(end - last_start, Bound::AtLeast);
+    assert_eq!(
+        told(&lines),
+        [(TimeWait, Close, since, Some(Reason::Expired))]
+    );
+}
+
+#[test]
+fn closing_gives_way_to_time_wait() {
+    let mut lifecycle = lifecycle();
+    let at = START + SECOND;
+    lifecycle.transition(event(&record(1, START, FinWait2, Closing)));
+    understood(
+        &mut lifecycle,
+        &timer(RecordKind::TimeWaitArmed, 1, at, TimeWait, MINUTE),
+    );
+    let line = lifecycle.transition(event(&record(1, at + 1000, Closing, Close)));
+    assert_eq!(
+        (line.event.old, line.event.new, line.minisocket),
+        (Closing, TimeWait, true)
+    );
+}
+
+#[test]
+fn the_table_of_minisockets_is_bounded_and_counts() {
+    let mut lifecycle = lifecycle();
+    for cookie in 1..=150 {
+        let at = START + cookie * MS;
+        understood(
+            &mut lifecycle,
+            &timer(RecordKind::TimeWaitArmed, cookie, at, TimeWait, MINUTE),
+        );
+    }
+    assert_eq!(lifecycle.minisockets(), 100);
+    assert_eq!(lifecycle.counts().evicted, 50);
+}
