@@ -69,7 +69,13 @@ pub fn run(args: &TraceArgs) -> Result<Outcome> {
                 unattributed: 0,
                 undecodable: 0,
             };
-            follow(tracer, view, args).await
+            follow(tracer, view, args).await.map_err(|error| {
+                if error.is::<io::Error>() {
+                    error.context("the output cannot be written")
+                } else {
+                    error
+                }
+            })
         })
 }
 

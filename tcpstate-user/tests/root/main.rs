@@ -5,6 +5,7 @@
 #![expect(clippy::panic, reason = "a test stops where its set-up fails")]
 
 mod filters;
+mod hostile;
 mod support;
 mod timewait;
 mod trace;

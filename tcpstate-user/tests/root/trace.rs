@@ -612,6 +612,15 @@ fn set_option<T>(socket: &TcpStream, option: libc::c_int, value: &T) {
 
 /// connect() as the system call has it, to loopback; `AF_UNSPEC` disconnects.
 fn raw_connect(socket: &TcpStream, family: libc::c_int, port: u16) {
+    system_connect(socket, family, port).expect("a connection");
+}
+
+/// connect() to a port of loopback.
+pub fn connect_loopback(socket: &TcpStream, port: u16) -> std::io::Result<()> {
+    system_connect(socket, libc::AF_INET, port)
+}
+
+fn system_connect(socket: &TcpStream, family: libc::c_int, port: u16) -> std::io::Result<()> {
     let address = libc::sockaddr_in {
         sin_family: libc::sa_family_t::try_from(family).expect("small"),
         sin_port: port.to_be(),
@@ -623,7 +632,11 @@ fn raw_connect(socket: &TcpStream, family: libc::c_int, port: u16) {
     let length = libc::socklen_t::try_from(size_of_val(&address)).expect("small");
     // SAFETY: the address lives through the call and has the size given.
     let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
 
 /// This test program once more, as a server: a process of its own.

@@ -1,0 +1,318 @@
+//! Missing privileges, missing kernel features, and outputs that fail: a clear message, the right exit code, and nothing
+//! left behind.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::{Ipv4Addr, TcpStream},
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    thread,
+};
+
+use nix::sched::{CloneFlags, unshare};
+
+use crate::support::{Tool, own_netns, skipped, start, tracefs};
+
+const NOBODY: u32 = 65_534;
+
+/// Runs to its end; one that does not end by itself is ended after a while.
+fn run(command: &mut Command) -> Output {
+    let command = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    start(command).wait_with_output().expect("it ends")
+}
+
+fn tcpstate(arguments: &[&str]) -> Command {
+    let mut command = Command::new("timeout");
+    command
+        .args(["-s", "INT", "20", env!("CARGO_BIN_EXE_tcpstate")])
+        .args(arguments);
+    command
+}
+
+/// Standard error of a call that must be refused.
+fn refused(command: &mut Command) -> String {
+    let output = run(command);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    message
+}
+
+/// A copy of the binary that everybody may run.
+struct Copy(PathBuf);
+
+impl Copy {
+    fn new(test: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("tcpstate-{test}-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("readable");
+        fs::copy(env!("CARGO_BIN_EXE_tcpstate"), folder.join("tcpstate")).expect("a copy");
+        Self(folder)
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn without_privileges_it_says_which_are_missing() {
+    if skipped("without_privileges_it_says_which_are_missing") {
+        return;
+    }
+    let copy = Copy::new("unprivileged");
+    let nobody = |arguments: &[&str]| {
+        let mut command = Command::new("timeout");
+        command
+            .args(["20"])
+            .arg(copy.0.join("tcpstate"))
+            .args(arguments)
+            .uid(NOBODY)
+            .gid(NOBODY);
+        command
+    };
+    let message = refused(&mut nobody(&["trace"]));
+    assert!(
+        message.contains("CAP_BPF and CAP_PERFMON missing; run as root (sudo)"),
+        "{message}"
+    );
+    let output = run(&mut nobody(&["probe"]));
+    assert_eq!(output.status.code(), Some(2));
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        report.contains("CAP_BPF and CAP_PERFMON missing"),
+        "{report}"
+    );
+}
+
+#[test]
+fn two_capabilities_are_enough() {
+    if skipped("two_capabilities_are_enough") {
+        return;
+    }
+    own_netns();
+    let copy = Copy::new("capable");
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--inh-caps=+bpf,+perfmon",
+        ])
+        .args([
+            "--ambient-caps=+bpf,+perfmon",
+            "--bounding-set=-all,+bpf,+perfmon",
+            "--",
+            "timeout",
+            "20",
+        ])
+        .arg(copy.0.join("tcpstate"))
+        .args(["trace", "-j", "--duration", "0.3", "--hook", "btf"]);
+    let output = run(&mut command);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{message}");
+    assert!(
+        message.contains("tracing TCP state transitions by BTF tracepoint"),
+        "{message}"
+    );
+}
+
+#[test]
+fn memory_that_cannot_be_locked_is_no_error() {
+    if skipped("memory_that_cannot_be_locked_is_no_error") {
+        return;
+    }
+    own_netns();
+    let mut command = Command::new("prlimit");
+    command.args([
+        "--memlock=0:0",
+        env!("CARGO_BIN_EXE_tcpstate"),
+        "trace",
+        "--duration",
+        "0.2",
+    ]);
+    let output = run(command.args(["--netns", "self"]));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+}
+
+/// Hides something of the kernel's from the calling thread and what it starts.
+fn hide(paths: &[&str]) {
+    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace of our own");
+    let mount = |arguments: &[&str]| {
+        let status = start(Command::new("mount").args(arguments))
+            .wait()
+            .expect("mount ends");
+        assert!(status.success(), "mount {arguments:?}");
+    };
+    mount(&["--make-rprivate", "/"]);
+    for path in paths {
+        if fs::metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
+            mount(&["-t", "tmpfs", "none", path]);
+        } else {
+            mount(&["--bind", "/dev/null", path]);
+        }
+    }
+}
+
+#[test]
+fn without_btf_the_classic_tracepoint_is_used_and_the_loss_announced() {
+    if skipped("without_btf_the_classic_tracepoint_is_used_and_the_loss_announced") {
+        return;
+    }
+    tracefs();
+    hide(&["/sys/kernel/btf/vmlinux"]);
+    let output = run(&mut tcpstate(&["trace", "--duration", "0.2", "-L", "1"]));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("by classic tracepoint"), "{message}");
+    assert!(
+        message.contains("processes: no event says whose it is lost"),
+        "{message}"
+    );
+    let message = refused(&mut tcpstate(&["trace", "--hook", "btf"]));
+    assert!(message.contains("/sys/kernel/btf/vmlinux"), "{message}");
+    let message = refused(&mut tcpstate(&["trace", "--netns", "self"]));
+    assert!(
+        message.contains("it does not know network namespaces"),
+        "{message}"
+    );
+}
+
+#[test]
+fn without_btf_and_tracepoint_there_is_one_clear_refusal() {
+    if skipped("without_btf_and_tracepoint_there_is_one_clear_refusal") {
+        return;
+    }
+    tracefs();
+    hide(&[
+        "/sys/kernel/btf/vmlinux",
+        "/sys/kernel/tracing",
+        "/sys/kernel/debug",
+    ]);
+    let message = refused(&mut tcpstate(&["trace"]));
+    assert!(
+        message.contains("this kernel lets us use no hook"),
+        "{message}"
+    );
+    assert!(
+        message.contains("BTF tracepoint: /sys/kernel/btf/vmlinux"),
+        "{message}"
+    );
+    assert!(message.contains("mount -t tracefs"), "{message}");
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    if skipped("a_closed_pipe_ends_quietly") {
+        return;
+    }
+    own_netns();
+    let mut child = start(
+        tcpstate(&["trace", "-j", "--netns", "self"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped()),
+    );
+    let mut messages = BufReader::new(child.stderr.take().expect("its messages"));
+    let mut message = String::new();
+    messages.read_line(&mut message).expect("it attaches");
+    drop(child.stdout.take());
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).is_err());
+    let status = child.wait().expect("it ends by itself");
+    messages
+        .read_line(&mut message)
+        .expect("the end of its messages");
+    assert_eq!(
+        (status.code(), message.lines().count()),
+        (Some(0), 1),
+        "{message}"
+    );
+}
+
+#[test]
+fn an_output_that_fails_is_an_error() {
+    if skipped("an_output_that_fails_is_an_error") {
+        return;
+    }
+    let message = refused(&mut tcpstate(&[
+        "trace",
+        "-o",
+        "/dev/full",
+        "--duration",
+        "0.2",
+    ]));
+    assert!(
+        message.contains("the output cannot be written: No space left on device"),
+        "{message}"
+    );
+}
+
+#[test]
+fn other_protocols_are_counted_and_shown_on_request() {
+    if skipped("other_protocols_are_counted_and_shown_on_request") {
+        return;
+    }
+    own_netns();
+    let tools = [
+        Tool::trace(&[]),
+        Tool::trace(&["--protocol", "mptcp"]),
+        Tool::trace(&["--protocol", "all"]),
+    ];
+    let connected = thread::spawn(mptcp_connect)
+        .join()
+        .expect("the socket calls");
+    let [tcp, mptcp, all] = tools.map(Tool::stop);
+    if !connected {
+        eprintln!("this kernel has no MPTCP: nothing to count");
+        return;
+    }
+    let counted =
+        |printed: &crate::support::Printed| printed.summary()["other_protocols"]["mptcp"].clone();
+    assert!(
+        counted(&tcp).as_u64().is_some_and(|count| count >= 2),
+        "{}",
+        tcp.out
+    );
+    assert!(
+        tcp.transitions()
+            .iter()
+            .all(|line| line["protocol"] == "tcp")
+    );
+    assert!(!mptcp.transitions().is_empty());
+    assert!(
+        mptcp
+            .transitions()
+            .iter()
+            .all(|line| line["protocol"] == "mptcp"),
+        "{}",
+        mptcp.out
+    );
+    assert_eq!(counted(&mptcp), 0);
+    assert_eq!(
+        all.transitions().len(),
+        tcp.transitions().len() + mptcp.transitions().len(),
+        "all of them, once"
+    );
+}
+
+/// An MPTCP socket is refused by a port where nobody listens; `false` if the kernel has none.
+fn mptcp_connect() -> bool {
+    const IPPROTO_MPTCP: libc::c_int = 262;
+    // SAFETY: a call without pointers.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, IPPROTO_MPTCP) };
+    if socket < 0 {
+        return false;
+    }
+    // SAFETY: the descriptor is ours and is used nowhere else.
+    let socket = unsafe { <TcpStream as std::os::fd::FromRawFd>::from_raw_fd(socket) };
+    crate::trace::connect_loopback(&socket, 9).is_err()
+}
