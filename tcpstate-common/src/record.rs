@@ -53,7 +53,8 @@ pub struct TransitionRecord {
     pub family: u16,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub time: u64,
-    /// Socket cookie (Linux 5.12 and later), never reused.
+    /// Socket cookie (Linux 5.12 and later), never reused. Zero at the first event of a passive socket, which has no cookie
+    /// of its own yet: the next event at the same `socket` tells.
     pub cookie: u64,
     /// Address of the `struct sock`: an identity only while the socket lives.
     pub socket: u64,

@@ -217,10 +217,11 @@ impl Sock {
 
     /// The listener of a passive socket, at its first event (LISTEN -> SYN_RECV) only.
     ///
-    /// There the socket is still a byte copy of its listener (`sk_clone`), so its bind node still points to where the
-    /// listener stands in the list of sockets bound to the port: what the copied `pprev` points to is the listener's
-    /// own node. The list may have changed since; the node found is the listener's only if both of its pointers
-    /// equal the copied ones, since a node that took its place has the listener as `next`.
+    /// There the socket is still a byte copy of its listener (`sk_clone`). Up to Linux 6.12 it has its listener's cookie,
+    /// later none yet. But its bind node still points to where the listener stands in the list of sockets bound to the
+    /// port: what the copied `pprev` points to is the listener's own node. The list may have changed since; the node found is
+    /// the listener's only if both of its pointers equal the copied ones, since a node that took its place has the listener
+    /// as `next`.
     #[inline(always)]
     pub(crate) fn listener(self) -> Listener {
         let node = constant!(OFFSETS.bind_node);
@@ -234,9 +235,10 @@ impl Sock {
         let copied: [u64; 2] = probe(self.0 as u64 + u64::from(node));
         let found: u64 = probe(copied[1]);
         let original: [u64; 2] = probe(found);
+        let copied_cookie = load!(self.0, cookie as u64);
         if found == 0 || original[0] != copied[0] || original[1] != copied[1] {
             return Listener {
-                cookie: 0,
+                cookie: copied_cookie,
                 socket: 0,
             };
         }

@@ -52,13 +52,18 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
         flags = flags::OWNED | sock.file_flags();
         process = memory::current_process();
     }
-    let parent = if old == TcpState::Listen as i32 && new == TcpState::SynRecv as i32 {
-        sock.listener()
+    // A child gets its own cookie only after its first event; what it has there may be its listener's.
+    let child = old == TcpState::Listen as i32 && new == TcpState::SynRecv as i32;
+    let (cookie, parent) = if child {
+        (0, sock.listener())
     } else {
-        Listener {
-            cookie: 0,
-            socket: 0,
-        }
+        (
+            sock.cookie(),
+            Listener {
+                cookie: 0,
+                socket: 0,
+            },
+        )
     };
     entry.write(TransitionRecord {
         kind: RecordKind::Transition as u8,
@@ -68,7 +73,7 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
         protocol: ends.protocol,
         family: ends.family,
         time,
-        cookie: sock.cookie(),
+        cookie,
         socket: sock.pointer(),
         listener_cookie: parent.cookie,
         listener_socket: parent.socket,

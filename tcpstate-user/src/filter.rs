@@ -268,17 +268,19 @@ fn port(ranges: &[PortRange], port: u16, not_yet: bool) -> Decision {
     }
 }
 
-/// Lets the events of wanted connections through, and holds back those that cannot be decided yet.
+/// Lets the events of wanted connections through, and holds back those that cannot be decided yet, and the first event of
+/// passive connections, which does not tell yet which one it is.
 #[derive(Debug, Default)]
 pub struct Gate {
-    waiting: IndexMap<(u64, u64), TransitionEvent, FxBuildHasher>,
+    /// By address of the socket, which is its identity while it lives.
+    waiting: IndexMap<u64, TransitionEvent, FxBuildHasher>,
     overflow: u64,
 }
 
 /// What a [`Gate`] lets through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// The event; one that was held back has the ports and addresses of the event that decided.
+    /// The event; one that was held back has the cookie, ports and addresses of the event that decided.
     pub event: TransitionEvent,
     /// Whether it is wanted. Listeners that are not wanted come through all the same: they own connections that are.
     pub wanted: bool,
@@ -297,18 +299,22 @@ impl Gate {
 
     /// What comes through with this event: nothing, itself, or what was held back before it and itself.
     pub fn admit(&mut self, filter: &Filter, event: TransitionEvent) -> [Option<Admitted>; 2] {
-        let connection = (event.cookie.unwrap_or_default(), event.socket);
         let held = self
             .waiting
-            .swap_remove(&connection)
+            .swap_remove(&event.socket)
             .filter(|_| !event.is_birth());
-        match filter.connection(&event) {
+        let mut decision = filter.connection(&event);
+        if event.is_child() {
+            // It has neither a cookie nor, on most kernels, a peer yet; its next event comes at once.
+            decision = decision.and(Decision::Wait);
+        }
+        match decision {
             Decision::Wait => {
                 if self.waiting.len() >= Self::LIMIT && self.waiting.swap_remove_index(0).is_some()
                 {
                     self.overflow += 1;
                 }
-                self.waiting.insert(connection, event);
+                self.waiting.insert(event.socket, event);
                 [None, None]
             }
             Decision::Hide => [
@@ -321,6 +327,7 @@ impl Gate {
             Decision::Show => {
                 let held = held.map(|held| Admitted {
                     event: TransitionEvent {
+                        cookie: event.cookie,
                         local: event.local,
                         remote: event.remote,
                         ..held

@@ -120,6 +120,30 @@ fn listeners_come_through_unwanted() {
 }
 
 #[test]
+fn a_child_waits_for_its_own_cookie() {
+    let mut gate = Gate::default();
+    let filter = Filter::default();
+    let child = record(2, MS, TcpState::Listen, TcpState::SynRecv);
+    let child = event(&TransitionRecord {
+        cookie: 0,
+        rport: 0,
+        raddr: NOWHERE,
+        ..child
+    });
+    assert_eq!(admitted(&mut gate, &filter, child), (0, 0));
+    let next = event(&record(2, MS, TcpState::SynRecv, TcpState::Established));
+    let [held, now] = gate.admit(&filter, next);
+    let held = held
+        .map(|held| held.event)
+        .expect("the first event comes with the next");
+    assert_eq!(
+        (held.cookie, held.remote.port, held.new),
+        (Some(2), 80, TcpState::SynRecv)
+    );
+    assert!(now.is_some());
+}
+
+#[test]
 fn the_waiting_room_is_bounded_and_counts_who_had_to_leave() {
     let mut gate = Gate::default();
     let filter = local_port(40_000);
