@@ -86,6 +86,7 @@ macro_rules! fields {
 
 const PROCESS_NAME: &str = "the process name is that of the thread, not of the process";
 const CLOSE_OR_SHUTDOWN: &str = "close() and shutdown() are not told apart";
+const TOTALS: &str = "bytes, retransmissions and round-trip time of connections";
 const TIMEWAIT: &str = "the life of TIME_WAIT";
 const LISTENER: &str = "a passive connection has no owner before its process uses it";
 
@@ -116,6 +117,10 @@ fields! {
         socket_file:    "socket", "file", 8, Need::Optional(CLOSE_OR_SHUTDOWN);
         file_count:     "file", "f_count.counter", 8, Need::OneOf(CLOSE_OR_SHUTDOWN);
         file_ref:       "file", "f_ref.refcnt.counter", 8, Need::OneOf(CLOSE_OR_SHUTDOWN);
+        bytes_acked:    "tcp_sock", "bytes_acked", 8, Need::Optional(TOTALS);
+        bytes_received: "tcp_sock", "bytes_received", 8, Need::Optional(TOTALS);
+        retransmits:    "tcp_sock", "total_retrans", 4, Need::Optional(TOTALS);
+        srtt_us:        "tcp_sock", "srtt_us", 4, Need::Optional(TOTALS);
         timer_function: "timer_list", "function", 8, Need::Optional(TIMEWAIT);
         timer_expires:  "timer_list", "expires", 8, Need::Optional(TIMEWAIT);
         tw_timer:       "inet_timewait_sock", "tw_timer.function", 8, Need::Optional(TIMEWAIT);

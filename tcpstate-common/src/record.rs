@@ -30,6 +30,8 @@ pub mod flags {
     pub const NO_FILE: u8 = 1 << 2;
     /// [`NO_FILE`] and [`FILE_RELEASED`] could be read; if not set, both bits say nothing.
     pub const FILE_KNOWN: u8 = 1 << 3;
+    /// The totals of a TCP socket were read: at -> ESTABLISHED and at -> CLOSE.
+    pub const TOTALS: u8 = 1 << 4;
 }
 
 /// One state transition of one socket, as `inet_sock_set_state` saw it.
@@ -86,6 +88,15 @@ pub struct TransitionRecord {
     pub tid: u32,
     /// Name of the process (its thread group leader), only with [`flags::OWNED`]; ends at the first zero byte.
     pub comm: [u8; 16],
+    /// What a TCP socket has done so far (`bytes_acked`), only with [`flags::TOTALS`].
+    pub bytes_acked: u64,
+    /// `bytes_received`, only with [`flags::TOTALS`].
+    pub bytes_received: u64,
+    /// Segments sent again (`total_retrans`), only with [`flags::TOTALS`].
+    pub retransmits: u32,
+    /// Smoothed round-trip time in eighths of a microsecond (`srtt_us`), 0 if there was no sample yet, only with
+    /// [`flags::TOTALS`].
+    pub srtt_us: u32,
 }
 
 /// How many return addresses a [`TimeWaitRecord`] holds.
@@ -153,7 +164,7 @@ impl Counter {
 }
 
 const _: () = {
-    assert!(size_of::<TransitionRecord>() == 136);
+    assert!(size_of::<TransitionRecord>() == 160);
     assert!(size_of::<TimeWaitRecord>() == 160);
     assert!(align_of::<TransitionRecord>() == 8 && align_of::<TimeWaitRecord>() == 8);
     assert!(size_of::<TransitionRecord>().is_multiple_of(8));

@@ -82,6 +82,10 @@ pub(crate) fn classic(context: TracePointContext) -> u32 {
         pid: 0,
         tid: 0,
         comm: [0; 16],
+        bytes_acked: 0,
+        bytes_received: 0,
+        retransmits: 0,
+        srtt_us: 0,
     });
     ring::submit(entry, time);
     0

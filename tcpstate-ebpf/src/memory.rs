@@ -39,6 +39,16 @@ pub(crate) struct Listener {
     pub(crate) socket: u64,
 }
 
+/// What a TCP socket has done so far.
+#[derive(Default)]
+pub(crate) struct Totals {
+    pub(crate) known: bool,
+    pub(crate) bytes_acked: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) retransmits: u32,
+    pub(crate) srtt_us: u32,
+}
+
 /// A task and the name of its process.
 pub(crate) struct Process {
     pub(crate) pid: u32,
@@ -56,6 +66,18 @@ macro_rules! load {
             // SAFETY: user space found the field at this offset, in this size, in the kernel's BTF; the verifier
             // checks the access once more, and a fault reads as zero.
             unsafe { core::ptr::read_volatile($base.add(offset as usize).cast::<$type>()) }
+        }
+    }};
+}
+
+/// Reads through an address, or zero if this kernel has no such field.
+macro_rules! read {
+    ($base:expr, $offset:ident as $type:ty) => {{
+        let offset = constant!(OFFSETS.$offset);
+        if offset == ABSENT {
+            <$type>::default()
+        } else {
+            probe::<$type>($base + u64::from(offset))
         }
     }};
 }
@@ -176,6 +198,22 @@ impl Sock {
         load!(node, cgroup_id as u64)
     }
 
+    /// Only for sockets of TCP.
+    #[inline(always)]
+    pub(crate) fn totals(self) -> Totals {
+        let address = self.0 as u64;
+        if constant!(OFFSETS.bytes_acked) == ABSENT {
+            return Totals::default();
+        }
+        Totals {
+            known: true,
+            bytes_acked: read!(address, bytes_acked as u64),
+            bytes_received: read!(address, bytes_received as u64),
+            retransmits: read!(address, retransmits as u32),
+            srtt_us: read!(address, srtt_us as u32),
+        }
+    }
+
     /// Whether the current task holds the socket in process context (`lock_sock`).
     #[inline(always)]
     pub(crate) fn owned(self) -> bool {
@@ -290,18 +328,6 @@ impl Timer {
 /// member, so the verifier does not know its type.
 #[derive(Clone, Copy)]
 pub(crate) struct Minisocket(u64);
-
-/// Reads through an address, or zero if this kernel has no such field.
-macro_rules! read {
-    ($base:expr, $offset:ident as $type:ty) => {{
-        let offset = constant!(OFFSETS.$offset);
-        if offset == ABSENT {
-            <$type>::default()
-        } else {
-            probe::<$type>($base + u64::from(offset))
-        }
-    }};
-}
 
 impl Minisocket {
     pub(crate) fn pointer(self) -> u64 {

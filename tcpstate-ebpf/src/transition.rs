@@ -10,10 +10,11 @@ use tcpstate_common::{
 
 use crate::{
     filter,
-    memory::{self, Listener, Process, Sock},
+    memory::{self, Listener, Process, Sock, Totals},
     ring,
 };
 
+const IPPROTO_TCP: u16 = 6;
 const IPPROTO_SCTP: u16 = 132;
 const IPPROTO_MPTCP: u16 = 262;
 
@@ -65,6 +66,15 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
             },
         )
     };
+    let mut totals = Totals::default();
+    if ends.protocol == IPPROTO_TCP
+        && (new == TcpState::Close as i32 || new == TcpState::Established as i32)
+    {
+        totals = sock.totals();
+        if totals.known {
+            flags |= flags::TOTALS;
+        }
+    }
     entry.write(TransitionRecord {
         kind: RecordKind::Transition as u8,
         old: old as u8,
@@ -89,6 +99,10 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
         pid: process.pid,
         tid: process.tid,
         comm: process.comm,
+        bytes_acked: totals.bytes_acked,
+        bytes_received: totals.bytes_received,
+        retransmits: totals.retransmits,
+        srtt_us: totals.srtt_us,
     });
     ring::submit(entry, time);
     0

@@ -19,7 +19,7 @@ use tcpstate_user::{
     clock::Clock,
     event::Event,
     lifecycle::{Lifecycle, Transition},
-    sink::{Csv, Json, Layout, Sink, Text},
+    sink::{Csv, Json, Layout, Rows, Sink, Text},
 };
 use zerocopy::IntoBytes as _;
 
@@ -67,6 +67,10 @@ fn record(cookie: u64, time: u64, old: TcpState, new: TcpState) -> TransitionRec
         } else {
             [0; 16]
         },
+        bytes_acked: 0,
+        bytes_received: 0,
+        retransmits: 0,
+        srtt_us: 0,
     }
 }
 
@@ -158,6 +162,6 @@ fn json(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn csv(bencher: Bencher<'_, '_>) {
     sink(bencher, |out, clock| {
-        Csv::new(out, clock).expect("the header")
+        Csv::new(out, clock, Rows::Transitions).expect("the header")
     });
 }

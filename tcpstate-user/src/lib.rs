@@ -4,6 +4,7 @@
 //! ([`event`]), events transitions of connections ([`lifecycle`]), and those output ([`sink`]). Everything after the
 //! ring buffer is a pure function of the records.
 
+pub mod analysis;
 pub mod cli;
 pub mod clock;
 pub mod event;

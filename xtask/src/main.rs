@@ -16,6 +16,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -47,6 +48,8 @@ enum Task {
     Check,
     /// Run all tests
     Test(test::Args),
+    /// Run the tests of the kernel side on other kernels, in emulated machines
+    Vm(vm::Args),
     /// Build tcpstate and run it, as root
     Run(run::Args),
 }
@@ -66,6 +69,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::BtfFixture(args) => btf::perform(&args),
         Task::Check => check::perform(&checkout),
         Task::Test(args) => test::perform(&args, &checkout),
+        Task::Vm(args) => vm::perform(&args, &checkout),
         Task::Run(args) => run::perform(&args, &checkout),
     }
 }

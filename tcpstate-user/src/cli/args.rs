@@ -27,6 +27,8 @@ pub struct Args {
 pub enum Command {
     /// Print every state transition, one line each, until Ctrl-C; then a summary
     Trace(Box<TraceArgs>),
+    /// Print one line for each finished connection: who opened and closed it, how, and its real TIME_WAIT
+    Conns(Box<ConnsArgs>),
     /// Show what this kernel allows, which hooks would be used and why, and what is lost by it
     Probe(ProbeArgs),
 }
@@ -49,10 +51,46 @@ Examples:
   tcpstate trace --state close_wait     who is left in CLOSE_WAIT, as it happens
   tcpstate trace --cidr 10.0.0.0/8 -j | jq -r 'select(.new==\"close\") | [.raddr,.error] | @tsv'";
 
+const CONNS_HELP: &str = "\
+A connection is printed when its TIME_WAIT has ended, not when the socket says CLOSE; with --running also what is left at
+the end of the run. Columns: OPENED by this host (active) or the peer (passive). CLOSED first by this host (local), the
+peer (remote), both at once, or none. HOW it ended: fin, rst_sent (SO_LINGER 0, unread data, data after close),
+rst_received, timeout, refused, unreachable, destroyed (ss -K, namespace gone), aborted (connect() given up). TW(s): the
+actual TIME_WAIT in seconds. `>=` at least, `<=` at most, `-` none or not known; `!` events were lost. PID and COMM: the
+process that closed, if this side did, else the one it belonged to, as far as the kernel told. -w has the time in each
+state, why TIME_WAIT ended, how often it was restarted (RES), bytes, segments sent again (RETR), round-trip time.
+
+Exit code: 0 something was shown, or ended by Ctrl-C; 1 nothing matched; 2 an error.
+
+Examples:
+  tcpstate conns -L 443 -w              connections of a server, with everything
+  tcpstate conns -j | jq 'select(.how == \"rst_received\")'";
+
 /// Flags of `tcpstate trace`.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = TRACE_HELP)]
 pub struct TraceArgs {
+    /// What both views have.
+    #[command(flatten)]
+    pub live: LiveArgs,
+}
+
+/// Flags of `tcpstate conns`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = CONNS_HELP)]
+pub struct ConnsArgs {
+    /// What both views have.
+    #[command(flatten)]
+    pub live: LiveArgs,
+
+    /// At the end, print the connections that are still there too
+    #[arg(long)]
+    pub running: bool,
+}
+
+/// Flags of every view of what happens now.
+#[derive(Debug, ClapArgs)]
+pub struct LiveArgs {
     /// What to show.
     #[command(flatten)]
     pub filter: FilterArgs,
@@ -65,7 +103,7 @@ pub struct TraceArgs {
     #[arg(long, value_name = "SECS", value_parser = duration)]
     pub duration: Option<Duration>,
 
-    /// End after this many transitions shown
+    /// End after this many lines
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 

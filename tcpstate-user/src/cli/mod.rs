@@ -1,14 +1,15 @@
 //! The command line: parsed low (`args.rs`), resolved and checked before anything is attached, then run.
 
 mod args;
+mod live;
 mod output;
 mod probe;
-mod trace;
 
 use std::{io, process::ExitCode};
 
 use clap::Parser;
 
+use crate::sink::Rows;
 use args::{Args, Command};
 
 /// Nothing matched, as grep has it.
@@ -41,7 +42,8 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match args.command {
-        Command::Trace(trace) => trace::run(&trace),
+        Command::Trace(trace) => live::run(&trace.live, Rows::Transitions, false),
+        Command::Conns(conns) => live::run(&conns.live, Rows::Connections, conns.running),
         Command::Probe(probe) => probe::run(&probe),
     };
     match result {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use super::args::{Format, OutputArgs};
 use crate::{
     clock::Clock,
-    sink::{Csv, Json, Layout, Sink, Text},
+    sink::{Csv, Json, Layout, Rows, Sink, Text},
 };
 
 /// Opens the output before anything is attached, so that a bad path fails first.
@@ -32,19 +32,25 @@ fn buffered(out: impl Write + 'static) -> Box<dyn Write> {
 }
 
 /// The sink that was asked for.
-pub fn sink(args: &OutputArgs, out: Box<dyn Write>, clock: Clock) -> Result<Box<dyn Sink>> {
+pub fn sink(
+    args: &OutputArgs,
+    rows: Rows,
+    out: Box<dyn Write>,
+    clock: Clock,
+) -> Result<Box<dyn Sink>> {
     Ok(match args.format() {
         Format::Text => {
             let layout = Layout {
                 wide: args.wide,
                 time_of_day: args.time,
                 since_start: args.timestamp,
+                rows,
                 columns: columns(args),
             };
             Box::new(Text::new(out, clock, layout)?)
         }
         Format::Json => Box::new(Json::new(out, clock)),
-        Format::Csv => Box::new(Csv::new(out, clock)?),
+        Format::Csv => Box::new(Csv::new(out, clock, rows)?),
     })
 }
 

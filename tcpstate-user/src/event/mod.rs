@@ -213,6 +213,19 @@ pub struct Context {
     pub via: Via,
 }
 
+/// What a TCP connection has done so far, as the kernel counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// Bytes that the peer has acknowledged, SYN and FIN included (`bytes_acked`).
+    pub bytes_acked: u64,
+    /// Bytes that came from the peer in order, SYN and FIN included (`bytes_received`).
+    pub bytes_received: u64,
+    /// Segments sent again.
+    pub retransmits: u32,
+    /// Smoothed round-trip time in microseconds; `None` without a sample.
+    pub rtt_us: Option<u32>,
+}
+
 /// A state transition as the kernel saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransitionEvent {
@@ -246,6 +259,8 @@ pub struct TransitionEvent {
     pub new: TcpState,
     /// `sk_err`, a positive errno; `None` if there was no error.
     pub error: Option<i32>,
+    /// What the connection has done so far, at -> ESTABLISHED and at -> CLOSE.
+    pub totals: Option<Totals>,
     /// The task in whose context this happened; `None` if a packet or a timer caused it.
     pub context: Option<Context>,
 }
@@ -317,6 +332,12 @@ impl TransitionEvent {
             old,
             new,
             error: (record.error > 0).then_some(record.error),
+            totals: (record.flags & flags::TOTALS != 0).then_some(Totals {
+                bytes_acked: record.bytes_acked,
+                bytes_received: record.bytes_received,
+                retransmits: record.retransmits,
+                rtt_us: Some(record.srtt_us >> 3).filter(|rtt| *rtt != 0),
+            }),
             context: (record.flags & flags::OWNED != 0).then(|| Context {
                 pid: record.pid,
                 tid: record.tid,

@@ -347,6 +347,7 @@ impl Life {
                 old: self.state,
                 new,
                 error: None,
+                totals: None,
                 context: None,
             },
         }

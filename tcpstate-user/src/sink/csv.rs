@@ -1,9 +1,14 @@
-//! CSV: one row a transition, the columns those of JSON. Losses and the summary are no rows: they go to standard error.
+//! CSV: one row a transition or connection, the columns those of JSON, nested ones joined by `.`. Losses and the summary are no rows: they go to standard error.
 
 use std::io::{self, Write};
 
-use super::{Sink, Summary, escape, json::Row};
-use crate::{clock::Clock, lifecycle::Transition, loss::Loss};
+use tcpstate_common::state::TcpState;
+
+use super::{
+    Rows, Sink, Summary, escape,
+    json::{ConnectionLine, Row},
+};
+use crate::{analysis::Connection, clock::Clock, lifecycle::Transition, loss::Loss};
 
 /// Writes CSV.
 #[derive(Debug)]
@@ -40,18 +45,121 @@ const HEADER: [&str; 25] = [
     "damaged",
 ];
 
+/// Columns of connections, without those of the states and their bounds, which stand between the two halves.
+const CONNECTION: ([&str; 13], [&str; 17]) = (
+    [
+        "cookie",
+        "netns",
+        "netns_cookie",
+        "family",
+        "protocol",
+        "laddr",
+        "lport",
+        "raddr",
+        "rport",
+        "start",
+        "end",
+        "opened",
+        "closed_first",
+    ],
+    [
+        "time_wait.seconds",
+        "time_wait.bound",
+        "time_wait.restarts",
+        "time_wait.end",
+        "time_wait.known_by",
+        "owner.pid",
+        "owner.comm",
+        "owner.via",
+        "closer.pid",
+        "closer.comm",
+        "closer.via",
+        "uid",
+        "cgroup",
+        "bytes_acked",
+        "bytes_received",
+        "retransmits",
+        "rtt_us",
+    ],
+);
+
 impl<W: Write> Csv<W> {
     /// Writes to `out`, beginning with the header.
     ///
     /// # Errors
     /// If the header cannot be written.
-    pub fn new(out: W, clock: Clock) -> io::Result<Self> {
+    pub fn new(out: W, clock: Clock, rows: Rows) -> io::Result<Self> {
         let mut out = csv::WriterBuilder::new()
             .has_headers(false)
             .from_writer(out);
-        out.write_record(HEADER)?;
+        match rows {
+            Rows::Transitions => out.write_record(HEADER)?,
+            Rows::Connections => out.write_record(connection_header())?,
+        }
         Ok(Self { out, clock })
     }
+}
+
+fn connection_header() -> Vec<String> {
+    let states = TcpState::ALL.map(|state| format!("states.{}", state.label()));
+    let bounds = TcpState::ALL.map(|state| format!("bounds.{}", state.label()));
+    let (first, last) = CONNECTION;
+    let first = first.into_iter().chain(["how"]).map(str::to_owned);
+    let last = last.into_iter().chain(["damaged"]).map(str::to_owned);
+    first.chain(states).chain(bounds).chain(last).collect()
+}
+
+/// Any value as a cell; nothing for `None`.
+fn cell(value: Option<impl ToString>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
+}
+
+fn connection_row(line: &ConnectionLine<'_>) -> Vec<String> {
+    let mut row = vec![
+        line.cookie.to_string(),
+        cell(line.netns),
+        cell(line.netns_cookie),
+        line.family.to_owned(),
+        line.protocol.to_string(),
+        cell(line.laddr),
+        cell(line.lport),
+        cell(line.raddr),
+        cell(line.rport),
+        cell(line.start.as_ref()),
+        cell(line.end.as_ref()),
+        line.opened.to_owned(),
+        line.closed_first.to_owned(),
+        line.how.to_owned(),
+    ];
+    let labels = || TcpState::ALL.iter().map(|state| state.label());
+    row.extend(labels().map(|state| cell(line.states.get(state).copied().flatten())));
+    row.extend(labels().map(|state| cell(line.bounds.get(state))));
+    let time_wait = line.time_wait.as_ref();
+    row.extend([
+        cell(time_wait.and_then(|time_wait| time_wait.seconds)),
+        cell(time_wait.map(|time_wait| time_wait.bound)),
+        cell(time_wait.map(|time_wait| time_wait.restarts)),
+        cell(time_wait.map(|time_wait| time_wait.end)),
+        cell(time_wait.map(|time_wait| time_wait.known_by)),
+    ]);
+    for process in [&line.owner, &line.closer] {
+        let process = process.as_ref();
+        row.extend([
+            cell(process.map(|process| process.pid)),
+            cell(process.map(|process| escape::text(&process.comm).into_owned())),
+            cell(process.map(|process| process.via)),
+        ]);
+    }
+    row.extend([
+        cell(line.uid),
+        cell(line.cgroup.map(escape::text)),
+        cell(line.bytes_acked),
+        cell(line.bytes_received),
+        cell(line.retransmits),
+        cell(line.rtt_us),
+        line.damaged.to_string(),
+    ]);
+    row
 }
 
 impl<W: Write> Sink for Csv<W> {
@@ -62,6 +170,11 @@ impl<W: Write> Sink for Csv<W> {
         let cgroup = row.cgroup.map(|cgroup| escape::text(cgroup).into_owned());
         row.cgroup = cgroup.as_deref();
         Ok(self.out.serialize(row)?)
+    }
+
+    fn connection(&mut self, connection: &Connection) -> io::Result<()> {
+        let line = ConnectionLine::new(connection, &self.clock);
+        Ok(self.out.write_record(connection_row(&line))?)
     }
 
     fn loss(&mut self, _: &Loss) -> io::Result<()> {

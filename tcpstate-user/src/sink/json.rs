@@ -2,17 +2,21 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     io::{self, Write},
     net::IpAddr,
 };
 
 use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter};
+use tcpstate_common::state::TcpState;
 
 use super::{Sink, Summary, error_name, escape};
 use crate::{
+    analysis::Connection,
     clock::Clock,
-    lifecycle::{Reason, Transition},
+    event::Process,
+    lifecycle::{Bound, Reason, Transition},
     loss::Loss,
 };
 
@@ -103,6 +107,7 @@ pub(crate) fn seconds(nanoseconds: u64) -> f64 {
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Line<'a> {
     Transition(&'a Row<'a>),
+    Connection(&'a ConnectionLine<'a>),
     Loss {
         kind: &'static str,
         count: u64,
@@ -110,6 +115,121 @@ enum Line<'a> {
         to: String,
     },
     Summary(&'a Summary),
+}
+
+/// A process in a connection.
+#[derive(Debug, Serialize)]
+pub(super) struct ProcessLine<'a> {
+    pub(super) pid: u32,
+    pub(super) comm: Cow<'a, str>,
+    pub(super) via: &'static str,
+}
+
+impl<'a> ProcessLine<'a> {
+    fn new(process: &'a Process) -> Self {
+        Self {
+            pid: process.pid,
+            comm: process.comm.to_str(),
+            via: process.via.label(),
+        }
+    }
+}
+
+/// A TIME_WAIT in a connection.
+#[derive(Debug, Serialize)]
+pub(super) struct TimeWaitLine {
+    pub(super) seconds: Option<f64>,
+    pub(super) bound: &'static str,
+    pub(super) restarts: u32,
+    pub(super) end: &'static str,
+    pub(super) known_by: &'static str,
+}
+
+/// One connection as it is written.
+#[derive(Debug, Serialize)]
+pub(super) struct ConnectionLine<'a> {
+    pub(super) cookie: u64,
+    pub(super) netns: Option<u32>,
+    pub(super) netns_cookie: Option<u64>,
+    pub(super) family: &'static str,
+    pub(super) protocol: Cow<'static, str>,
+    pub(super) laddr: Option<IpAddr>,
+    pub(super) lport: Option<u16>,
+    pub(super) raddr: Option<IpAddr>,
+    pub(super) rport: Option<u16>,
+    pub(super) start: Option<String>,
+    pub(super) end: Option<String>,
+    pub(super) opened: &'static str,
+    pub(super) closed_first: &'static str,
+    pub(super) how: &'static str,
+    pub(super) states: BTreeMap<&'static str, Option<f64>>,
+    pub(super) bounds: BTreeMap<&'static str, &'static str>,
+    pub(super) time_wait: Option<TimeWaitLine>,
+    pub(super) owner: Option<ProcessLine<'a>>,
+    pub(super) closer: Option<ProcessLine<'a>>,
+    pub(super) uid: Option<u32>,
+    pub(super) cgroup: Option<&'a str>,
+    pub(super) bytes_acked: Option<u64>,
+    pub(super) bytes_received: Option<u64>,
+    pub(super) retransmits: Option<u32>,
+    pub(super) rtt_us: Option<u32>,
+    pub(super) damaged: bool,
+}
+
+impl<'a> ConnectionLine<'a> {
+    pub(super) fn new(connection: &'a Connection, clock: &Clock) -> Self {
+        let Connection {
+            local,
+            remote,
+            totals,
+            ..
+        } = connection;
+        let phases = || {
+            TcpState::ALL
+                .into_iter()
+                .zip(&connection.states)
+                .filter_map(|(state, phase)| phase.map(|phase| (state.label(), phase)))
+        };
+        Self {
+            cookie: connection.connection,
+            netns: connection.netns,
+            netns_cookie: connection.netns_cookie,
+            family: if local.addr.is_ipv4() { "ipv4" } else { "ipv6" },
+            protocol: connection.protocol.label(),
+            laddr: Some(local.addr).filter(|addr| !addr.is_unspecified()),
+            lport: Some(local.port).filter(|port| *port != 0),
+            raddr: Some(remote.addr).filter(|addr| !addr.is_unspecified()),
+            rport: Some(remote.port).filter(|port| *port != 0),
+            start: connection.start.map(|time| clock.rfc3339(time)),
+            end: connection.end.map(|time| clock.rfc3339(time)),
+            opened: connection.opened.label(),
+            closed_first: connection.closed_first.label(),
+            how: connection.how.label(),
+            states: phases()
+                .map(|(state, phase)| (state, phase.nanoseconds().map(seconds)))
+                .collect(),
+            bounds: phases()
+                .filter(|(_, phase)| phase.bound() != Bound::Exact)
+                .map(|(state, phase)| (state, phase.bound().label()))
+                .collect(),
+            time_wait: connection.time_wait.map(|time_wait| TimeWaitLine {
+                seconds: time_wait.phase.nanoseconds().map(seconds),
+                bound: time_wait.phase.bound().label(),
+                restarts: time_wait.restarts,
+                end: time_wait.end.label(),
+                known_by: time_wait.known_by.label(),
+            }),
+            owner: connection.owner.as_ref().map(ProcessLine::new),
+            closer: connection.closer.as_ref().map(ProcessLine::new),
+            uid: connection.uid,
+            cgroup: connection.cgroup.as_deref(),
+            bytes_acked: totals.map(|totals| totals.bytes_acked),
+            bytes_received: totals.map(|totals| totals.bytes_received),
+            retransmits: totals.map(|totals| totals.retransmits),
+            rtt_us: totals.and_then(|totals| totals.rtt_us),
+            damaged: connection.damaged,
+        }
+    }
 }
 
 impl<W: Write> Json<W> {
@@ -129,6 +249,11 @@ impl<W: Write> Sink for Json<W> {
     fn transition(&mut self, transition: &Transition) -> io::Result<()> {
         let row = Row::new(transition, &self.clock);
         self.line(&Line::Transition(&row))
+    }
+
+    fn connection(&mut self, connection: &Connection) -> io::Result<()> {
+        let line = ConnectionLine::new(connection, &self.clock);
+        self.line(&Line::Connection(&line))
     }
 
     fn loss(&mut self, loss: &Loss) -> io::Result<()> {

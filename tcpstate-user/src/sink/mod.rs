@@ -10,6 +10,7 @@ use std::io;
 use serde::Serialize;
 
 use crate::{
+    analysis::Connection,
     lifecycle::Transition,
     loss::{Loss, LossTotals},
 };
@@ -27,6 +28,12 @@ pub trait Sink {
     /// # Errors
     /// If it cannot be written.
     fn transition(&mut self, transition: &Transition) -> io::Result<()>;
+
+    /// One connection that has ended, or is still there at the end of the run.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn connection(&mut self, connection: &Connection) -> io::Result<()>;
 
     /// Something was lost.
     ///
@@ -50,6 +57,16 @@ pub trait Sink {
     fn resize(&mut self, _columns: usize) {}
 }
 
+/// What the rows of an output are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rows {
+    /// Transitions.
+    #[default]
+    Transitions,
+    /// Connections.
+    Connections,
+}
+
 /// Transitions of protocols that were not asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OtherProtocols {
@@ -68,9 +85,9 @@ pub struct Summary {
     pub seconds: f64,
     /// Which hooks were used.
     pub hooks: Vec<&'static str>,
-    /// Transitions that arrived, shown or not.
+    /// Records that came from the kernel side, shown or not.
     pub events: u64,
-    /// Transitions shown.
+    /// Rows shown.
     pub shown: u64,
     /// Connections and listeners seen, shown or not.
     pub connections: u64,

@@ -6,10 +6,13 @@ use std::{
     io::{self, Write},
 };
 
-use super::{OtherProtocols, Sink, Summary, error_name, escape};
+use tcpstate_common::state::TcpState;
+
+use super::{OtherProtocols, Rows, Sink, Summary, error_name, escape};
 use crate::{
+    analysis::{Connection, Opened},
     clock::Clock,
-    event::Endpoint,
+    event::{Endpoint, Process},
     lifecycle::{Bound, Phase, Transition},
     loss::{Loss, LossKind},
 };
@@ -23,6 +26,8 @@ pub struct Layout {
     pub time_of_day: bool,
     /// Seconds since the start.
     pub since_start: bool,
+    /// What the rows are.
+    pub rows: Rows,
     /// Columns of the terminal; 0 for 80.
     pub columns: usize,
 }
@@ -36,6 +41,17 @@ pub struct Text<W> {
     line: String,
 }
 
+/// The states whose time is worth a column.
+const SHOWN: [TcpState; 8] = [
+    TcpState::SynSent,
+    TcpState::Established,
+    TcpState::FinWait1,
+    TcpState::FinWait2,
+    TcpState::Closing,
+    TcpState::CloseWait,
+    TcpState::LastAck,
+    TcpState::SynRecv,
+];
 const ENDPOINTS: usize = 31;
 const STATES: usize = 25;
 const NARROW: usize = 80;
@@ -52,7 +68,10 @@ impl<W: Write> Text<W> {
             layout,
             line: String::new(),
         };
-        text.header();
+        match layout.rows {
+            Rows::Transitions => text.header(),
+            Rows::Connections => text.connection_header(),
+        }
         text.end_line()?;
         Ok(text)
     }
@@ -148,7 +167,13 @@ impl<W: Write> Text<W> {
         }
         pad_right(line, start, STATES);
         line.push(' ');
-        let Some(process) = &transition.process else {
+        self.process(transition.process.as_ref());
+    }
+
+    /// The last column, cut where the line ends. A process id is never cut.
+    fn process(&mut self, process: Option<&Process>) {
+        let line = &mut self.line;
+        let Some(process) = process else {
             line.push('-');
             return;
         };
@@ -225,6 +250,131 @@ impl<W: Write> Text<W> {
         }
     }
 
+    fn connection_header(&mut self) {
+        let line = &mut self.line;
+        if self.layout.wide || self.layout.time_of_day {
+            push(line, format_args!("{:<15} ", "START"));
+        }
+        push(
+            line,
+            format_args!(
+                "{:<15} {:<15} {:<7} {:<6} ",
+                "LOCAL", "REMOTE", "OPENED", "CLOSED"
+            ),
+        );
+        push(line, format_args!("{:<12} {:>7}  ", "HOW", "TW(s)"));
+        if self.layout.wide {
+            push(line, format_args!("{:<16} {:>3} ", "TW END", "RES"));
+            for state in SHOWN {
+                push(
+                    line,
+                    format_args!("{:>12} ", format!("{}(ms)", state.name())),
+                );
+            }
+            push(
+                line,
+                format_args!(
+                    "{:>10} {:>10} {:>5} {:>8} ",
+                    "ACKED(B)", "RECVD(B)", "RETR", "RTT(us)"
+                ),
+            );
+            push(
+                line,
+                format_args!(
+                    "{:>7} {:<15} {:>7} {:<15} COOKIE",
+                    "OWNER", "COMM", "CLOSER", "COMM"
+                ),
+            );
+        } else {
+            line.push_str("PID COMM");
+        }
+    }
+
+    fn connection_row(&mut self, connection: &Connection) {
+        let line = &mut self.line;
+        if self.layout.wide || self.layout.time_of_day {
+            let start = connection.start.map(|start| self.clock.time_of_day(start));
+            push(
+                line,
+                format_args!("{:<15} ", start.as_deref().unwrap_or("-")),
+            );
+        }
+        let start = line.len();
+        endpoint(line, connection.local, false);
+        pad_right(line, start, 15);
+        line.push(' ');
+        endpoint(line, connection.remote, false);
+        pad_right(line, start, ENDPOINTS);
+        let known = |label: &'static str| if label == "unknown" { "-" } else { label };
+        let opened = match connection.opened {
+            Opened::Simultaneous => "both",
+            other => known(other.label()),
+        };
+        let closed_first = known(connection.closed_first.label());
+        let how = known(connection.how.label());
+        push(
+            line,
+            format_args!(" {opened:<7} {closed_first:<6} {how:<12} "),
+        );
+        let start = line.len();
+        duration(
+            line,
+            connection.time_wait.map(|time_wait| time_wait.phase),
+            1_000_000_000,
+        );
+        pad_left(line, start, 7);
+        line.push_str(if connection.damaged { "! " } else { "  " });
+        if self.layout.wide {
+            self.wide_connection(connection);
+            return;
+        }
+        // The one who closed, if it was this side, else the owner.
+        self.process(connection.closer.or(connection.owner).as_ref());
+    }
+
+    fn wide_connection(&mut self, connection: &Connection) {
+        let line = &mut self.line;
+        let time_wait = connection.time_wait;
+        push(
+            line,
+            format_args!(
+                "{:<16} {:>3} ",
+                time_wait.map_or("-", |time_wait| time_wait.end.label()),
+                Known(time_wait.map(|time_wait| time_wait.restarts)),
+            ),
+        );
+        for state in SHOWN {
+            let start = line.len();
+            duration(line, connection.states[state as usize - 1], 1_000_000);
+            pad_left(line, start, 12.max(state.name().len() + 4));
+            line.push(' ');
+        }
+        let totals = connection.totals;
+        push(
+            line,
+            format_args!(
+                "{:>10} {:>10} {:>5} {:>8} ",
+                Known(totals.map(|totals| totals.bytes_acked)),
+                Known(totals.map(|totals| totals.bytes_received)),
+                Known(totals.map(|totals| totals.retransmits)),
+                Known(totals.and_then(|totals| totals.rtt_us)),
+            ),
+        );
+        for process in [connection.owner, connection.closer] {
+            let comm = process.as_ref().map(|process| process.comm.to_str());
+            let comm = comm.as_deref().map(escape::word);
+            push(
+                line,
+                format_args!(
+                    "{:>7} {:<15} ",
+                    Known(process.map(|process| process.pid)),
+                    comm.as_deref().unwrap_or("-"),
+                ),
+            );
+        }
+        push(line, format_args!("{}", connection.connection));
+    }
+
     fn end_line(&mut self) -> io::Result<()> {
         while self.line.ends_with(' ') {
             self.line.pop();
@@ -239,6 +389,11 @@ impl<W: Write> Text<W> {
 impl<W: Write> Sink for Text<W> {
     fn transition(&mut self, transition: &Transition) -> io::Result<()> {
         self.row(transition);
+        self.end_line()
+    }
+
+    fn connection(&mut self, connection: &Connection) -> io::Result<()> {
+        self.connection_row(connection);
         self.end_line()
     }
 
@@ -265,9 +420,9 @@ impl fmt::Display for Summary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             out,
-            "# {} shown of {}; {} seen in {:.1} s by {}",
-            plural(self.shown, "transition"),
-            self.events,
+            "# {} shown; {} of {} seen in {:.1} s by {}",
+            self.shown,
+            plural(self.events, "event"),
             plural(self.connections, "connection"),
             self.seconds,
             self.hooks.join(", "),
@@ -366,9 +521,15 @@ fn why(transition: &Transition) -> Option<Cow<'static, str>> {
     }
 }
 
-/// `>=` and `<=` mark bounds; three significant digits are enough to read, `-j` has them all.
 fn milliseconds(line: &mut String, phase: Phase) {
-    let Some(nanoseconds) = phase.nanoseconds() else {
+    duration(line, Some(phase), 1_000_000);
+}
+
+/// In units of so many nanoseconds. `>=` and `<=` mark bounds; three significant digits are enough to read, `-j` has them
+/// all.
+fn duration(line: &mut String, phase: Option<Phase>, unit: u64) {
+    let Some((phase, nanoseconds)) = phase.and_then(|phase| Some((phase, phase.nanoseconds()?)))
+    else {
         line.push('-');
         return;
     };
@@ -377,11 +538,12 @@ fn milliseconds(line: &mut String, phase: Phase) {
         Bound::AtMost => "<=",
         Bound::Exact | Bound::Unknown => "",
     });
-    let whole = nanoseconds / 1_000_000;
-    let fraction = nanoseconds % 1_000_000;
+    let whole = nanoseconds / unit;
+    let thousandths = nanoseconds % unit / (unit / 1000);
     match whole {
-        0..10 => push(line, format_args!("{whole}.{:03}", fraction / 1000)),
-        10..1000 => push(line, format_args!("{whole}.{}", fraction / 100_000)),
+        0..10 => push(line, format_args!("{whole}.{thousandths:03}")),
+        10..100 => push(line, format_args!("{whole}.{:02}", thousandths / 10)),
+        100..1000 => push(line, format_args!("{whole}.{}", thousandths / 100)),
         _ => push(line, format_args!("{whole}")),
     }
 }

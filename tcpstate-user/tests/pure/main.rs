@@ -3,6 +3,7 @@
 #![expect(clippy::expect_used, reason = "a test stops where its set-up fails")]
 
 mod command_line;
+mod connections;
 mod decode;
 mod gate;
 mod lifecycle;

@@ -11,11 +11,12 @@ use tcpstate_common::{
     },
 };
 use tcpstate_user::{
+    analysis::Connections,
     clock::Clock,
     event::Event,
     lifecycle::{Lifecycle, Transition},
     loss::{Loss, LossKind, LossTotals},
-    sink::{Csv, Json, Layout, OtherProtocols, Sink, Summary, Text},
+    sink::{Csv, Json, Layout, OtherProtocols, Rows, Sink, Summary, Text},
 };
 use zerocopy::IntoBytes as _;
 
@@ -160,6 +161,78 @@ fn summary() -> Summary {
     }
 }
 
+/// What a sink writes of the connections in the scene.
+fn connections<S: Sink>(make: impl FnOnce(Page) -> S) -> String {
+    let page = Page::default();
+    let mut sink = make(page.clone());
+    let mut open = Connections::new(100);
+    for transition in scene() {
+        if let Some(ended) = open.take(&transition) {
+            sink.connection(&ended).expect("memory can be written");
+        }
+    }
+    let mut running: Vec<_> = open.finish(START + 200_000 * MS).collect();
+    running.sort_by_key(|connection| connection.connection);
+    for connection in running {
+        sink.connection(&connection).expect("memory can be written");
+    }
+    sink.flush().expect("memory can be written");
+    drop(sink);
+    String::from_utf8(page.0.take()).expect("UTF-8")
+}
+
+#[test]
+fn connections_text_narrow() {
+    let layout = Layout {
+        rows: Rows::Connections,
+        ..Layout::default()
+    };
+    let text = connections(|page| Text::new(page, clock(), layout).expect("memory can be written"));
+    for line in text.lines().filter(|line| !line.contains("2001:")) {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn connections_text_wide() {
+    let layout = Layout {
+        rows: Rows::Connections,
+        wide: true,
+        ..Layout::default()
+    };
+    insta::assert_snapshot!(connections(
+        |page| Text::new(page, clock(), layout).expect("memory can be written")
+    ));
+}
+
+#[test]
+fn connections_json_lines() {
+    insta::assert_snapshot!(connections(|page| Json::new(page, clock())));
+}
+
+#[test]
+fn connections_csv_rows() {
+    let text = connections(|page| {
+        Csv::new(page, clock(), Rows::Connections).expect("memory can be written")
+    });
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let header = reader.headers().expect("a header").clone();
+    for (row, json) in reader
+        .records()
+        .zip(connections(|page| Json::new(page, clock())).lines())
+    {
+        let row = row.expect("rows are of one length");
+        let object: serde_json::Value = serde_json::from_str(json).expect("an object");
+        for (name, cell) in header.iter().zip(&row) {
+            // The same names, nested ones joined by a point, and nothing where JSON has null or nothing.
+            let value = name.split('.').fold(&object, |value, part| &value[part]);
+            assert_eq!(value.is_null(), cell.is_empty(), "{name} in {json}");
+        }
+    }
+    insta::assert_snapshot!(text);
+}
+
 /// What a sink writes of the scene.
 fn written<S: Sink>(make: impl FnOnce(Page) -> S) -> String {
     let page = Page::default();
@@ -226,7 +299,8 @@ fn json_lines() {
 
 #[test]
 fn csv_rows() {
-    let text = written(|page| Csv::new(page, clock()).expect("memory can be written"));
+    let text =
+        written(|page| Csv::new(page, clock(), Rows::Transitions).expect("memory can be written"));
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let header = reader.headers().expect("a header").clone();
     for (row, json) in reader
@@ -255,7 +329,7 @@ fn nothing_hostile_is_left_anywhere() {
     .map(text);
     let machine = [
         written(|page| Json::new(page, clock())),
-        written(|page| Csv::new(page, clock()).expect("memory can be written")),
+        written(|page| Csv::new(page, clock(), Rows::Transitions).expect("memory can be written")),
     ];
     for text in layouts.iter().chain(&machine) {
         assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text}");

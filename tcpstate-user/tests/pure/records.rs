@@ -40,6 +40,10 @@ pub fn record(cookie: u64, time: u64, old: TcpState, new: TcpState) -> Transitio
         pid: 0,
         tid: 0,
         comm: [0; 16],
+        bytes_acked: 0,
+        bytes_received: 0,
+        retransmits: 0,
+        srtt_us: 0,
     }
 }
 

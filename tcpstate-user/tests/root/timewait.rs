@@ -332,6 +332,83 @@ fn destroyed_by_an_administrator() {
 }
 
 #[test]
+fn whole_connections_with_everything_the_kernel_counts() {
+    if skipped("whole_connections_with_everything_the_kernel_counts") {
+        return;
+    }
+    own_netns();
+    sysctl("net/ipv4/tcp_fin_timeout", "1");
+    let tool = Tool::start(&[
+        "conns",
+        "-j",
+        "--netns",
+        "self",
+        "--timewait",
+        "timer",
+        "--running",
+    ]);
+    let listener = listener();
+    let alone = nobody_starts();
+    let Pair {
+        mut client,
+        mut server,
+        client_port,
+    } = connect(&listener);
+    client.write_all(&[1; 5000]).expect("sent");
+    server.read_exact(&mut [0; 5000]).expect("received");
+    server.write_all(&[2; 300]).expect("sent");
+    client.read_exact(&mut [0; 300]).expect("received");
+    let (_server, client_port) = half_close(Pair {
+        client,
+        server,
+        client_port,
+    });
+    drop(alone);
+    wait_until_gone(client_port);
+    let printed = tool.stop();
+    let connections = printed.events("connection");
+    assert_eq!(connections.len(), 2, "{}", printed.out);
+    let client = connections
+        .iter()
+        .find(|line| line["lport"] == client_port)
+        .expect("ours");
+    assert_eq!(
+        (&client["opened"], &client["closed_first"]),
+        (&"active".into(), &"local".into())
+    );
+    assert_eq!(
+        (&client["how"], &client["time_wait"]),
+        (&"timeout".into(), &Value::Null)
+    );
+    // As the kernel counts: the SYN and the FIN are one each.
+    assert_eq!(
+        (&client["bytes_acked"], &client["bytes_received"]),
+        (&5002.into(), &300.into())
+    );
+    assert_eq!(client["closer"]["pid"], std::process::id());
+    assert_eq!(client["owner"]["via"], "connect");
+    assert_eq!(client["bounds"], serde_json::json!({}));
+    assert!(
+        client["states"]["fin_wait2"].as_f64().expect("a time") >= 1.0,
+        "{client}"
+    );
+    let server = connections
+        .iter()
+        .find(|line| line["rport"] == client_port)
+        .expect("the peer");
+    assert_eq!(
+        (&server["opened"], &server["closed_first"]),
+        (&"passive".into(), &"remote".into())
+    );
+    assert_eq!(
+        (&server["end"], &server["how"]),
+        (&Value::Null, &"unknown".into()),
+        "still open"
+    );
+    assert_eq!(server["owner"]["via"], "listener");
+}
+
+#[test]
 fn a_namespace_takes_its_minisockets_along() {
     const PORT: u16 = 4801;
     if skipped("a_namespace_takes_its_minisockets_along") {

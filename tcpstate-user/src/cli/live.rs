@@ -1,4 +1,4 @@
-//! `tcpstate trace`: every transition as it happens.
+//! Views of what happens now: `tcpstate trace` (transitions) and `tcpstate conns` (connections).
 
 use std::{io, time::Duration};
 
@@ -11,17 +11,18 @@ use tokio::{
 
 use super::{
     Outcome,
-    args::{Format, OutputArgs, TraceArgs},
+    args::{Format, LiveArgs, OutputArgs},
     output,
 };
 use crate::{
+    analysis::Connections,
     clock::{self, Clock},
     event::{Event, TransitionEvent},
     filter::{Filter, Gate, Unattributed},
     kernel::{Cgroups, Request, Tracer},
     lifecycle::{Lifecycle, Transition},
     loss::{Loss, LossKind, LossTotals},
-    sink::{OtherProtocols, Sink, Summary},
+    sink::{OtherProtocols, Rows, Sink, Summary},
 };
 
 /// How often the ring buffer is read, whether the kernel wakes us or not.
@@ -29,8 +30,8 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// Records read before signals and time limits are looked at again.
 const BATCH: usize = 16_384;
 
-/// Runs until a signal, a limit, or a closed pipe.
-pub fn run(args: &TraceArgs) -> Result<Outcome> {
+/// Runs until a signal, a limit, or a closed pipe. `running` asks for the connections that are left at the end.
+pub fn run(args: &LiveArgs, rows: Rows, running: bool) -> Result<Outcome> {
     let cgroups = Cgroups::open();
     let filter = args.filter.resolve(&cgroups)?;
     let out = output::open(&args.output)?;
@@ -53,7 +54,7 @@ pub fn run(args: &TraceArgs) -> Result<Outcome> {
                     missing.what, missing.loses
                 );
             }
-            let sink = output::sink(&args.output, out, Clock::starting(tracer.start()))?;
+            let sink = output::sink(&args.output, rows, out, Clock::starting(tracer.start()))?;
             let lifecycle = Lifecycle::new(args.max_connections, tracer.start())
                 .with_minisockets(tracer.plan().callers.clone(), clock::tick());
             let view = View {
@@ -62,6 +63,9 @@ pub fn run(args: &TraceArgs) -> Result<Outcome> {
                 gate: Gate::default(),
                 sink,
                 cgroups,
+                connections: (rows == Rows::Connections)
+                    .then(|| Connections::new(args.max_connections)),
+                running,
                 transitions: Vec::new(),
                 events: 0,
                 shown: 0,
@@ -86,6 +90,8 @@ struct View {
     lifecycle: Lifecycle,
     sink: Box<dyn Sink>,
     cgroups: Cgroups,
+    connections: Option<Connections>,
+    running: bool,
     transitions: Vec<Transition>,
     events: u64,
     shown: u64,
@@ -148,10 +154,25 @@ impl View {
     }
 
     fn show(&mut self, transition: &Transition) -> io::Result<()> {
+        let Some(connections) = &mut self.connections else {
+            return self.row(transition, |sink| sink.transition(transition));
+        };
+        match connections.take(transition) {
+            Some(ended) => self.row(transition, |sink| sink.connection(&ended)),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes a row if this transition is wanted.
+    fn row(
+        &mut self,
+        transition: &Transition,
+        write: impl FnOnce(&mut dyn Sink) -> io::Result<()>,
+    ) -> io::Result<()> {
         match self.filter.wants(transition) {
             Ok(true) if !self.is_done() => {
                 self.shown += 1;
-                self.sink.transition(transition)
+                write(&mut *self.sink)
             }
             Ok(_) => Ok(()),
             Err(Unattributed) => {
@@ -159,6 +180,27 @@ impl View {
                 Ok(())
             }
         }
+    }
+
+    /// The run ends now: shows what is left, if that was asked for.
+    fn finish(&mut self, now: u64) -> io::Result<()> {
+        let Some(connections) = self.connections.as_mut().filter(|_| self.running) else {
+            return Ok(());
+        };
+        for connection in connections.finish(now) {
+            if self.shown == self.wanted {
+                break;
+            }
+            self.shown += 1;
+            self.sink.connection(&connection)?;
+        }
+        Ok(())
+    }
+
+    /// Connections forgotten because a table was full.
+    fn forgotten(&self) -> u64 {
+        let connections = self.connections.as_ref().map_or(0, Connections::forgotten);
+        self.lifecycle.counts().evicted + connections
     }
 
     fn is_done(&self) -> bool {
@@ -181,7 +223,7 @@ impl LossReporter {
         let seen = [
             (LossKind::RingFull, counters.lost),
             (LossKind::Undecodable, view.undecodable),
-            (LossKind::TableFull, view.lifecycle.counts().evicted),
+            (LossKind::TableFull, view.forgotten()),
         ];
         for (kind, total) in seen {
             let count = self.totals.advance(kind, total);
@@ -201,7 +243,7 @@ impl LossReporter {
     }
 }
 
-async fn follow(mut tracer: Tracer, mut view: View, args: &TraceArgs) -> Result<Outcome> {
+async fn follow(mut tracer: Tracer, mut view: View, args: &LiveArgs) -> Result<Outcome> {
     let mut stop = stop_signal()?;
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -297,6 +339,7 @@ fn finish(
         }
     }
     view.settle(u64::MAX)?;
+    view.finish(end)?;
     reporter.check(tracer, view)?;
     let lifecycle = view.lifecycle.counts();
     let summary = Summary {

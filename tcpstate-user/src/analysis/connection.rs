@@ -1,0 +1,421 @@
+//! Whole connections: from their first transition to the end of their TIME_WAIT.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use rustc_hash::FxBuildHasher;
+use tcpstate_common::state::TcpState;
+
+use crate::{
+    event::{Endpoint, Process, Protocol, Totals, TransitionEvent, Via},
+    lifecycle::{Bound, Phase, Reason, Transition},
+};
+
+/// Who opened a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// This host: connect().
+    Active,
+    /// The peer: accepted from a listener.
+    Passive,
+    /// Both: SYNs crossed.
+    Simultaneous,
+    /// It was open before we looked.
+    Unknown,
+}
+
+/// Who closed first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClosedFirst {
+    /// This host: active close.
+    Local,
+    /// The peer: passive close.
+    Remote,
+    /// Both: simultaneous close.
+    Both,
+    /// Nobody: it was never open, timed out or was destroyed.
+    None,
+    /// It was closing before we looked, or something was lost.
+    Unknown,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// By a FIN from each side.
+    Fin,
+    /// We sent a RST: SO_LINGER 0, unread data, data after close.
+    RstSent,
+    /// A RST came.
+    RstReceived,
+    /// Retransmissions, keepalives or the user timeout gave up; or nobody answered connect().
+    Timeout,
+    /// connect() was refused.
+    Refused,
+    /// The peer could not be reached.
+    Unreachable,
+    /// An administrator destroyed it, or its namespace went away.
+    Destroyed,
+    /// The application gave connect() up.
+    Aborted,
+    /// Not known.
+    Unknown,
+}
+
+/// How the end of a TIME_WAIT is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KnownBy {
+    /// The kernel said so, by the timer that expired or by who took it off.
+    Kernel,
+    /// Nobody said.
+    Inferred,
+}
+
+/// How a TIME_WAIT ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeWaitEnd {
+    /// For this reason.
+    Reason(Reason),
+    /// It had not ended when the run did.
+    Running,
+}
+
+/// The TIME_WAIT of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeWait {
+    /// When it was started first.
+    pub began: u64,
+    /// From its first start to its end; unknown while it runs.
+    pub phase: Phase,
+    /// How often it was restarted, as far as we know.
+    pub restarts: u32,
+    /// How it ended.
+    pub end: TimeWaitEnd,
+    /// How that is known.
+    pub known_by: KnownBy,
+}
+
+macro_rules! labels {
+    ($($type:ident { $($variant:ident => $label:literal,)+ })+) => {
+        $(impl $type {
+            /// The word for it in every output.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $label,)+
+                }
+            }
+        })+
+    };
+}
+
+labels! {
+    Opened {
+        Active => "active",
+        Passive => "passive",
+        Simultaneous => "simultaneous",
+        Unknown => "unknown",
+    }
+    ClosedFirst {
+        Local => "local",
+        Remote => "remote",
+        Both => "both",
+        None => "none",
+        Unknown => "unknown",
+    }
+    How {
+        Fin => "fin",
+        RstSent => "rst_sent",
+        RstReceived => "rst_received",
+        Timeout => "timeout",
+        Refused => "refused",
+        Unreachable => "unreachable",
+        Destroyed => "destroyed",
+        Aborted => "aborted",
+        Unknown => "unknown",
+    }
+    KnownBy {
+        Kernel => "kernel",
+        Inferred => "inferred",
+    }
+}
+
+impl TimeWaitEnd {
+    /// The word for it in every output.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Reason(reason) => reason.label(),
+            Self::Running => "running",
+        }
+    }
+}
+
+/// One TCP endpoint from first event to the end of its TIME_WAIT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Its identity (see [`Transition::connection`]).
+    pub connection: u64,
+    /// Network namespace: inode number.
+    pub netns: Option<u32>,
+    /// Network namespace: cookie.
+    pub netns_cookie: Option<u64>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// This host's end.
+    pub local: Endpoint,
+    /// The peer's end.
+    pub remote: Endpoint,
+    /// When it began; `None` if that was before we looked (nanoseconds of `CLOCK_MONOTONIC`, as all times).
+    pub start: Option<u64>,
+    /// When it ended, its TIME_WAIT included; `None` if it has not.
+    pub end: Option<u64>,
+    /// Who opened it.
+    pub opened: Opened,
+    /// Who closed first.
+    pub closed_first: ClosedFirst,
+    /// How it ended.
+    pub how: How,
+    /// Time spent in each state, in the kernel's numbering; `None` where it never was.
+    pub states: [Option<Phase>; TcpState::ALL.len()],
+    /// Its TIME_WAIT, if it had one.
+    pub time_wait: Option<TimeWait>,
+    /// The process it belonged to, and how we know.
+    pub owner: Option<Process>,
+    /// The process that closed it first on this side, and how we know.
+    pub closer: Option<Process>,
+    /// User id of the socket.
+    pub uid: Option<u32>,
+    /// Path of its cgroup.
+    pub cgroup: Option<Arc<str>>,
+    /// What it had done when it closed.
+    pub totals: Option<Totals>,
+    /// Loss may have touched it.
+    pub damaged: bool,
+}
+
+/// Connections that have not ended.
+#[derive(Debug)]
+pub struct Connections {
+    open: IndexMap<u64, Connection, FxBuildHasher>,
+    limit: usize,
+    forgotten: u64,
+}
+
+impl Connections {
+    /// For at most `limit` connections at a time.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            open: IndexMap::default(),
+            limit: limit.max(1),
+            forgotten: 0,
+        }
+    }
+
+    /// Connections dropped because there were too many.
+    #[must_use]
+    pub const fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// Takes a transition, and gives back the connection that has ended with it. Listeners are no connections.
+    pub fn take(&mut self, transition: &Transition) -> Option<Connection> {
+        let event = &transition.event;
+        if event.is_listener() || (event.old == TcpState::Close && event.new == TcpState::Close) {
+            return None;
+        }
+        let id = transition.connection;
+        if event.is_birth() {
+            // The socket is used again: the life before has ended unseen.
+            self.open.swap_remove(&id);
+        }
+        if !self.open.contains_key(&id) && self.open.len() >= self.limit {
+            self.open.swap_remove_index(0);
+            self.forgotten += 1;
+        }
+        let connection = self
+            .open
+            .entry(id)
+            .or_insert_with(|| Connection::new(transition));
+        connection.take(transition);
+        if event.new == TcpState::Close {
+            let mut ended = self.open.swap_remove(&id)?;
+            ended.end = Some(event.time);
+            return Some(ended);
+        }
+        None
+    }
+
+    /// What is still open, in no order, when it is this late.
+    pub fn finish(&mut self, now: u64) -> impl Iterator<Item = Connection> {
+        std::mem::take(&mut self.open)
+            .into_values()
+            .map(move |mut connection| {
+                if let Some(time_wait) = &mut connection.time_wait
+                    && time_wait.end == TimeWaitEnd::Running
+                {
+                    time_wait.phase = Phase::between(time_wait.began, now, Bound::AtLeast);
+                }
+                connection
+            })
+    }
+}
+
+impl Connection {
+    fn new(first: &Transition) -> Self {
+        let event = &first.event;
+        Self {
+            connection: first.connection,
+            netns: event.netns,
+            netns_cookie: event.netns_cookie,
+            protocol: event.protocol,
+            local: event.local,
+            remote: event.remote,
+            start: event.is_birth().then_some(event.time),
+            end: None,
+            opened: match (event.old, event.new) {
+                (TcpState::Close, TcpState::SynSent) => Opened::Active,
+                (TcpState::Listen, TcpState::SynRecv) => Opened::Passive,
+                _ => Opened::Unknown,
+            },
+            closed_first: ClosedFirst::Unknown,
+            how: How::Unknown,
+            states: [None; TcpState::ALL.len()],
+            time_wait: None,
+            owner: None,
+            closer: None,
+            uid: event.uid,
+            cgroup: None,
+            totals: None,
+            damaged: false,
+        }
+    }
+
+    fn take(&mut self, transition: &Transition) {
+        use TcpState::{
+            Close, CloseWait, Closing, Established, FinWait1, SynRecv, SynSent, TimeWait,
+        };
+        let event = &transition.event;
+        self.damaged |= transition.damaged;
+        self.remember(transition);
+        let index = event.old as usize - 1;
+        if !event.is_birth() && event.old != event.new {
+            self.states[index] = Some(transition.phase);
+        }
+        match (event.old, event.new) {
+            (SynSent, SynRecv) => self.opened = Opened::Simultaneous,
+            (Established | SynRecv, FinWait1) => self.closed_first = ClosedFirst::Local,
+            (Established | SynRecv, CloseWait) => self.closed_first = ClosedFirst::Remote,
+            (FinWait1, Closing) => self.closed_first = ClosedFirst::Both,
+            _ => {}
+        }
+        if event.new == TimeWait && event.old != TimeWait {
+            self.begin_time_wait(event.time);
+        }
+        match (event.old, event.new, transition.reason) {
+            (TimeWait, TimeWait, Some(Reason::Restarted)) => {
+                if let Some(time_wait) = &mut self.time_wait {
+                    time_wait.restarts += 1;
+                }
+            }
+            (_, Close, Some(reason)) => self.end_minisocket(transition, reason),
+            (_, Close, None) => self.end(event),
+            _ => {}
+        }
+    }
+
+    /// What each transition says that the ones before may not have known.
+    fn remember(&mut self, transition: &Transition) {
+        let event = &transition.event;
+        if event.local.port != 0 {
+            (self.local, self.remote) = (event.local, event.remote);
+        }
+        if event.totals.is_some() {
+            self.totals = event.totals;
+        }
+        if transition.cgroup.is_some() {
+            self.cgroup.clone_from(&transition.cgroup);
+        }
+        if let Some(process) = transition.process {
+            let closing = matches!(process.via, Via::Close | Via::Shutdown);
+            if closing && self.closer.is_none() {
+                self.closer = Some(process);
+            }
+            if !closing {
+                self.owner = Some(process);
+            }
+        }
+    }
+
+    fn begin_time_wait(&mut self, time: u64) {
+        self.how = How::Fin;
+        self.time_wait = Some(TimeWait {
+            began: time,
+            phase: Phase::UNKNOWN,
+            restarts: 0,
+            end: TimeWaitEnd::Running,
+            known_by: KnownBy::Inferred,
+        });
+    }
+
+    fn end_minisocket(&mut self, transition: &Transition, reason: Reason) {
+        let (old, time, phase) = (
+            transition.event.old,
+            transition.event.time,
+            transition.phase,
+        );
+        if old == TcpState::TimeWait {
+            let before = self.time_wait;
+            self.time_wait = Some(TimeWait {
+                began: before.map_or(time, |time_wait| time_wait.began),
+                restarts: before.map_or(0, |time_wait| time_wait.restarts),
+                phase,
+                end: TimeWaitEnd::Reason(reason),
+                known_by: match reason {
+                    Reason::Unknown => KnownBy::Inferred,
+                    _ => KnownBy::Kernel,
+                },
+            });
+            self.how = How::Fin;
+            return;
+        }
+        self.how = match reason {
+            Reason::Expired => How::Timeout,
+            Reason::Rst => How::RstReceived,
+            Reason::ResetHalfClose => How::RstSent,
+            Reason::Destroyed | Reason::NamespaceGone => How::Destroyed,
+            Reason::ReusedConnect | Reason::ReusedSyn | Reason::Restarted | Reason::Unknown => {
+                How::Unknown
+            }
+        };
+    }
+
+    /// The full socket closed, and no minisocket took over.
+    fn end(&mut self, event: &TransitionEvent) {
+        use TcpState::{CloseWait, Established, LastAck, SynRecv, SynSent};
+        let open = matches!(event.old, Established | SynRecv);
+        self.how = match (event.error, event.old) {
+            (Some(libc::ECONNABORTED), _) => How::Destroyed,
+            (Some(libc::ECONNREFUSED), _) | (Some(libc::ECONNRESET | libc::EPIPE), SynSent) => {
+                How::Refused
+            }
+            (Some(libc::ECONNRESET | libc::EPIPE), _) => How::RstReceived,
+            (Some(libc::ETIMEDOUT), _) => How::Timeout,
+            (Some(libc::EHOSTUNREACH | libc::ENETUNREACH), _) => How::Unreachable,
+            (_, SynSent) => How::Aborted,
+            (_, LastAck) => How::Fin,
+            (_, Established | SynRecv | CloseWait) => How::RstSent,
+            _ => How::Unknown,
+        };
+        match (self.how, open) {
+            (How::RstSent, true) => self.closed_first = ClosedFirst::Local,
+            (How::RstReceived, true) => self.closed_first = ClosedFirst::Remote,
+            (How::Timeout | How::Destroyed | How::Unreachable, true) => {
+                self.closed_first = ClosedFirst::None;
+            }
+            _ if event.old == SynSent => self.closed_first = ClosedFirst::None,
+            _ => {}
+        }
+    }
+}
