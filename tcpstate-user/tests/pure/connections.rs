@@ -47,7 +47,7 @@ impl Scene {
             ended,
         } = self;
         lifecycle.event(event, |transition| {
-            ended.extend(connections.take(&transition))
+            ended.extend(connections.take(&transition));
         });
     }
 
@@ -278,7 +278,7 @@ fn a_connection_ends_with_its_time_wait() {
         ended,
     } = &mut scene;
     lifecycle.event(event, |transition| {
-        ended.extend(connections.take(&transition))
+        ended.extend(connections.take(&transition));
     });
 
     let connection = scene.ended.pop().expect("it has ended");
