@@ -125,6 +125,7 @@ fields! {
         timer_expires:  "timer_list", "expires", 8, Need::Optional(TIMEWAIT);
         tw_timer:       "inet_timewait_sock", "tw_timer.function", 8, Need::Optional(TIMEWAIT);
         tw_substate:    "inet_timewait_sock", "tw_substate", 1, Need::Optional(TIMEWAIT);
+        task_flags:     "task_struct", "flags", 4, Need::Optional("kernel threads are not told from processes");
         task_leader:    "task_struct", "group_leader", 8, Need::Optional(PROCESS_NAME);
         task_comm:      "task_struct", "comm", 16, Need::Optional(PROCESS_NAME);
     }

@@ -6,7 +6,10 @@ use aya_ebpf::{
     EbpfContext, helpers::generated::bpf_ktime_get_ns, macros::tracepoint,
     programs::TracePointContext,
 };
-use tcpstate_common::record::{Counter, RecordKind, TransitionRecord};
+use tcpstate_common::{
+    record::{Counter, RecordKind, TransitionRecord},
+    state::TcpState,
+};
 
 use crate::{
     constants::constant,
@@ -41,7 +44,12 @@ pub(crate) fn classic(context: TracePointContext) -> u32 {
     let ends = Ends {
         family,
         protocol: field!(context, protocol),
-        lport: field!(context, lport),
+        // Before the port of an active open is chosen, that of the socket's life before may stand there.
+        lport: if new == TcpState::SynSent as i32 {
+            0
+        } else {
+            field!(context, lport)
+        },
         rport: field!(context, rport),
         laddr,
         raddr,

@@ -97,7 +97,7 @@ impl Sock {
     }
 
     #[inline(always)]
-    pub(crate) fn ends(self) -> Ends {
+    pub(crate) fn ends(self, closed: bool) -> Ends {
         let family = load!(self.0, family as u16);
         let (laddr, raddr) = if family == AF_INET6 {
             (
@@ -119,7 +119,7 @@ impl Sock {
         Ends {
             family,
             protocol: load!(self.0, protocol as u16),
-            lport: self.lport(),
+            lport: self.lport(closed),
             rport: u16::from_be(load!(self.0, rport as u16)),
             laddr,
             raddr,
@@ -135,16 +135,14 @@ impl Sock {
         unsafe { core::ptr::read_volatile(self.0.add(offset as usize + 8).cast::<u64>()) }
     }
 
-    /// `skc_num` is cleared before the transition to CLOSE (`inet_put_port`), `inet_sport` is not.
+    /// `skc_num` is cleared before the transition to CLOSE (`inet_put_port`), `inet_sport` is not. In a socket that is used
+    /// again it is still that of the life before, so it is looked at for a socket just closed only.
     #[inline(always)]
-    fn lport(self) -> u16 {
+    fn lport(self, closed: bool) -> u16 {
         let port = load!(self.0, lport as u16);
-        if port != 0 {
-            return port;
-        }
         let offset = constant!(OFFSETS.bound_lport);
-        if offset == ABSENT {
-            return 0;
+        if port != 0 || !closed || offset == ABSENT {
+            return port;
         }
         u16::from_be(probe(self.0 as u64 + u64::from(offset)))
     }
@@ -393,15 +391,43 @@ pub(crate) fn probe<T: Default>(address: u64) -> T {
     unsafe { bpf_probe_read_kernel(address as *const T) }.unwrap_or_default()
 }
 
-/// The current task. Its process is named by the thread group leader, as `ps` does: threads have names of their own.
+/// The current task, unless it is a kernel thread: one that closes a socket for others is nobody's process. Its process is
+/// named by the thread group leader, as `ps` does: threads have names of their own.
 #[inline(always)]
-pub(crate) fn current_process() -> Process {
+pub(crate) fn current_process() -> Option<Process> {
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    if task_flags() & PF_KTHREAD != 0 {
+        return None;
+    }
     let ids = bpf_get_current_pid_tgid();
-    Process {
+    Some(Process {
         pid: (ids >> 32) as u32,
         tid: ids as u32,
         comm: process_name(),
+    })
+}
+
+/// `struct task_struct *` of the current task, if the verifier may know its type.
+#[inline(always)]
+fn task() -> Option<Sock> {
+    if constant!(CONFIG.task_helper) == 0 {
+        return None;
     }
+    // SAFETY: the helper returns the current task, whose type the verifier knows.
+    Some(Sock(
+        unsafe { bpf_get_current_task_btf() }
+            .cast::<u8>()
+            .cast_const(),
+    ))
+}
+
+#[inline(always)]
+fn task_flags() -> u32 {
+    if let Some(task) = task() {
+        return load!(task.0, task_flags as u32);
+    }
+    // SAFETY: the helper has no requirements.
+    read!(unsafe { bpf_get_current_task() }, task_flags as u32)
 }
 
 #[inline(always)]
@@ -411,13 +437,10 @@ fn process_name() -> [u8; 16] {
     if leader == ABSENT || comm == ABSENT {
         return bpf_get_current_comm().unwrap_or_default();
     }
-    let leader = if constant!(CONFIG.task_helper) != 0 {
-        // SAFETY: the helper returns the current task, whose type the verifier knows.
-        let task = unsafe { bpf_get_current_task_btf() };
-        Sock(task.cast::<u8>().cast_const()).follow(leader) as u64
-    } else {
+    let leader = task().map_or_else(
         // SAFETY: the helper has no requirements.
-        probe(unsafe { bpf_get_current_task() } + u64::from(leader))
-    };
+        || probe(unsafe { bpf_get_current_task() } + u64::from(leader)),
+        |task| task.follow(leader) as u64,
+    );
     probe(leader + u64::from(comm))
 }

@@ -24,7 +24,8 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
     let old: i32 = context.arg(1);
     let new: i32 = context.arg(2);
 
-    let ends = sock.ends();
+    let closed = new == TcpState::Close as i32;
+    let ends = sock.ends(closed);
     let (netns_cookie, netns) = sock.netns();
     if !filter::wants_netns(netns_cookie, netns) {
         return 0;
@@ -49,9 +50,11 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
         tid: 0,
         comm: [0; 16],
     };
-    if sock.owned() {
+    if sock.owned()
+        && let Some(current) = memory::current_process()
+    {
         flags = flags::OWNED | sock.file_flags();
-        process = memory::current_process();
+        process = current;
     }
     // A child gets its own cookie only after its first event; what it has there may be its listener's.
     let child = old == TcpState::Listen as i32 && new == TcpState::SynRecv as i32;
@@ -67,9 +70,7 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
         )
     };
     let mut totals = Totals::default();
-    if ends.protocol == IPPROTO_TCP
-        && (new == TcpState::Close as i32 || new == TcpState::Established as i32)
-    {
+    if ends.protocol == IPPROTO_TCP && (closed || new == TcpState::Established as i32) {
         totals = sock.totals();
         if totals.known {
             flags |= flags::TOTALS;
@@ -94,7 +95,8 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
         lport: ends.lport,
         rport: ends.rport,
         netns,
-        error: sock.error(),
+        // An error of the life before stays in a socket that is used again.
+        error: if closed { sock.error() } else { 0 },
         uid: sock.uid(),
         pid: process.pid,
         tid: process.tid,
@@ -126,7 +128,7 @@ pub(crate) fn is_wanted_protocol(protocol: u16) -> bool {
 #[inline(always)]
 pub(crate) fn is_listener(old: i32, new: i32) -> bool {
     new == TcpState::Listen as i32
-        || (old == TcpState::Listen as i32 && new != TcpState::SynRecv as i32)
+        || (old == TcpState::Listen as i32 && new == TcpState::Close as i32)
 }
 
 #[inline(always)]

@@ -12,4 +12,5 @@ pub mod filter;
 pub mod kernel;
 pub mod lifecycle;
 pub mod loss;
+pub mod message;
 pub mod sink;

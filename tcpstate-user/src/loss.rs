@@ -11,11 +11,18 @@ pub enum LossKind {
     Undecodable,
     /// Connections forgotten because the table of open connections was full.
     TableFull,
+    /// Records that were still waiting for the output when the run ended.
+    Unread,
 }
 
 impl LossKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::RingFull, Self::Undecodable, Self::TableFull];
+    pub const ALL: [Self; 4] = [
+        Self::RingFull,
+        Self::Undecodable,
+        Self::TableFull,
+        Self::Unread,
+    ];
 
     /// The word for it in machine formats.
     #[must_use]
@@ -24,6 +31,7 @@ impl LossKind {
             Self::RingFull => "ring_full",
             Self::Undecodable => "undecodable",
             Self::TableFull => "table_full",
+            Self::Unread => "unread",
         }
     }
 
@@ -39,6 +47,9 @@ impl LossKind {
             }
             Self::TableFull => {
                 "connections forgotten, the table was full; use a larger --max-connections or a filter"
+            }
+            Self::Unread => {
+                "records not shown, they still waited for the output at the end; use a filter or a faster output"
             }
         }
     }

@@ -47,6 +47,7 @@ const OFFSETS: &[(&str, [u32; 5])] = &[
     ("timer_expires", [16; 5]),
     ("tw_timer", [184; 5]),
     ("tw_substate", [140; 5]),
+    ("task_flags", [36, 44, 44, 44, 44]),
     ("task_leader", [2296, 2480, 2496, 1328, 2872]),
     ("task_comm", [2736, 2976, 2976, 1752, 3344]),
 ];

@@ -300,6 +300,15 @@ impl FilterArgs {
     /// # Errors
     /// If it names something that is not there.
     pub fn resolve(&self, cgroups: &Cgroups) -> Result<Filter> {
+        if !self.pid.is_empty() && !kernel::in_initial_pid_namespace() {
+            bail!(
+                "--pid: the kernel tells process ids of the host, and this is a container with ids of its own; run on the \
+                 host, or filter with --comm or --cgroup"
+            );
+        }
+        if self.comm.iter().any(String::is_empty) {
+            bail!("--comm: give a name");
+        }
         for pid in &self.pid {
             if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
                 bail!("--pid {pid}: there is no such process; `ps -p {pid}` would show it");

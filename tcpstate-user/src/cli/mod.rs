@@ -4,12 +4,13 @@ mod args;
 mod live;
 mod output;
 mod probe;
+mod view;
 
 use std::{io, process::ExitCode};
 
 use clap::Parser;
 
-use crate::sink::Rows;
+use crate::{message::say, sink::Rows};
 use args::{Args, Command};
 
 /// Nothing matched, as grep has it.
@@ -51,7 +52,7 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Nothing) => ExitCode::from(NOTHING),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tcpstate: {error:#}");
+            say(format_args!("{error:#}"));
             ExitCode::from(FAILED)
         }
     }

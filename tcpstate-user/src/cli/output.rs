@@ -13,15 +13,40 @@ use crate::{
     sink::{Csv, Json, Layout, Rows, Sink, Text},
 };
 
-/// Opens the output before anything is attached, so that a bad path fails first.
-pub fn open(args: &OutputArgs) -> Result<Box<dyn Write>> {
-    match &args.output {
-        Some(path) => {
-            let file = File::create(path)
-                .with_context(|| format!("--output {}: cannot be written", path.display()))?;
-            Ok(buffered(file))
+/// Where output goes.
+pub enum Target {
+    /// Standard output.
+    Stdout,
+    /// A file.
+    File(File),
+}
+
+/// Opens the output before anything is attached, so that a bad path fails first. What is in the file stays until
+/// [`Target::begin`].
+pub fn open(args: &OutputArgs) -> Result<Target> {
+    let Some(path) = &args.output else {
+        return Ok(Target::Stdout);
+    };
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .with_context(|| format!("--output {}: cannot be written", path.display()))?;
+    Ok(Target::File(file))
+}
+
+impl Target {
+    /// Replaces what was in the file.
+    pub fn begin(self) -> Box<dyn Write> {
+        match self {
+            Self::Stdout => buffered(io::stdout()),
+            Self::File(file) => {
+                // Devices and pipes have nothing to replace.
+                let _ = file.set_len(0);
+                buffered(file)
+            }
         }
-        None => Ok(buffered(io::stdout())),
     }
 }
 

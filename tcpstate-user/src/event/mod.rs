@@ -154,9 +154,12 @@ impl Via {
 pub struct Comm([u8; 16]);
 
 impl Comm {
-    /// A name from the kernel's bytes; it ends at the first zero.
+    /// A name from the kernel's bytes; it ends at the first zero. What old kernels leave behind that is no part of it.
     #[must_use]
-    pub const fn new(bytes: [u8; 16]) -> Self {
+    pub fn new(mut bytes: [u8; 16]) -> Self {
+        if let Some(end) = bytes.iter().position(|byte| *byte == 0) {
+            bytes[end..].fill(0);
+        }
         Self(bytes)
     }
 
@@ -316,9 +319,19 @@ impl TransitionEvent {
         check_family(record.family)?;
         let old = state(record.old)?;
         let new = state(record.new)?;
+        let protocol = Protocol::from_number(record.protocol);
+        // What a socket was connected to before it listens stays in it.
+        let listener =
+            new == TcpState::Listen || (old == TcpState::Listen && new == TcpState::Close);
+        let (raddr, rport) = if listener {
+            ([0; 16], 0)
+        } else {
+            (record.raddr, record.rport)
+        };
         Ok(Self {
             time: record.time,
-            cookie: known(record.cookie),
+            // A child of MPTCP keeps its listener's cookie (`mptcp_sk_clone`).
+            cookie: known(record.cookie).filter(|_| protocol == Protocol::Tcp),
             socket: record.socket,
             listener_cookie: known(record.listener_cookie),
             listener_socket: known(record.listener_socket),
@@ -326,9 +339,9 @@ impl TransitionEvent {
             netns: (record.netns != 0).then_some(record.netns),
             cgroup: known(record.cgroup),
             uid: (record.uid != u32::MAX).then_some(record.uid),
-            protocol: Protocol::from_number(record.protocol),
+            protocol,
             local: Endpoint::new(record.laddr, record.lport),
-            remote: Endpoint::new(record.raddr, record.rport),
+            remote: Endpoint::new(raddr, rport),
             old,
             new,
             error: (record.error > 0).then_some(record.error),
@@ -350,7 +363,13 @@ impl TransitionEvent {
     /// Whether this is a listening socket's own transition, not that of a child cloned from it.
     #[must_use]
     pub fn is_listener(&self) -> bool {
-        self.new == TcpState::Listen || (self.old == TcpState::Listen && !self.is_child())
+        self.new == TcpState::Listen || self.ends_listener()
+    }
+
+    /// Whether a listening socket stops to listen.
+    #[must_use]
+    pub fn ends_listener(&self) -> bool {
+        self.old == TcpState::Listen && self.new == TcpState::Close
     }
 
     /// Whether this is the first event of a passive socket: a copy of its listener, with no remote end yet.
@@ -365,12 +384,15 @@ impl TransitionEvent {
         self.new == TcpState::Close && self.error == Some(libc::ECONNABORTED)
     }
 
-    /// Whether a socket begins a new life with this transition.
+    /// Whether a socket begins a new life with this transition. A child is born in the state of its listener (that of
+    /// MPTCP goes on to ESTABLISHED at once).
     #[must_use]
     pub fn is_birth(&self) -> bool {
-        self.is_child()
-            || (self.old == TcpState::Close
-                && matches!(self.new, TcpState::SynSent | TcpState::Listen))
+        match self.old {
+            TcpState::Listen => self.new != TcpState::Close,
+            TcpState::Close => matches!(self.new, TcpState::SynSent | TcpState::Listen),
+            _ => false,
+        }
     }
 }
 
@@ -400,7 +422,6 @@ fn via(record_flags: u8, old: TcpState, new: TcpState) -> Via {
         (Close, Listen) => Via::Listen,
         _ if record_flags & (flags::FILE_RELEASED | flags::NO_FILE) != 0 => Via::Close,
         _ if record_flags & flags::FILE_KNOWN == 0 => Via::Syscall,
-        (Listen, Close) => Via::Shutdown,
         (old, FinWait1 | LastAck) if old != new => Via::Shutdown,
         _ => Via::Syscall,
     }

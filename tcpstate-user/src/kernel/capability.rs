@@ -16,6 +16,23 @@ pub fn missing() -> Vec<&'static str> {
         .unwrap_or_default()
 }
 
+/// Gives up, for good, every privilege of the calling thread that is of no use once the hooks are in place.
+///
+/// CAP_BPF reads the counters on kernels before 5.19; CAP_DAC_READ_SEARCH finds the names of cgroups. A process without
+/// privileges has nothing to give up, and one that may not is no worse off than before.
+pub fn drop_privileges() {
+    use caps::{CapSet, Capability, CapsHashSet};
+    let useful: CapsHashSet = [Capability::CAP_BPF, Capability::CAP_DAC_READ_SEARCH].into();
+    let Ok(permitted) = caps::read(None, CapSet::Permitted) else {
+        return;
+    };
+    let kept: CapsHashSet = permitted.intersection(&useful).copied().collect();
+    let _ = caps::clear(None, CapSet::Ambient);
+    let _ = caps::set(None, CapSet::Inheritable, &CapsHashSet::new());
+    let _ = caps::set(None, CapSet::Effective, &kept);
+    let _ = caps::set(None, CapSet::Permitted, &kept);
+}
+
 fn effective(status: &str) -> Option<u64> {
     let line = status
         .lines()

@@ -4,9 +4,10 @@ use std::{
     fs::{self, File, OpenOptions},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::fs::OpenOptionsExt,
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -16,7 +17,9 @@ use rustc_hash::FxHashSet;
 #[derive(Debug)]
 pub struct Cgroups {
     root: Option<(PathBuf, File)>,
-    asked: FxHashSet<u64>,
+    /// Ids that have no path, as far as we know.
+    nameless: FxHashSet<u64>,
+    walked: Option<Instant>,
 }
 
 /// `struct file_handle` of a kernfs node (`FILEID_KERNFS`, `include/linux/exportfs.h`).
@@ -42,25 +45,37 @@ impl Cgroups {
         });
         Self {
             root,
-            asked: FxHashSet::default(),
+            nameless: FxHashSet::default(),
+            walked: None,
         }
     }
 
-    /// The path below the root, the first time an id is asked for; `None` later, and if it is not known (the cgroup is
-    /// gone, no cgroup v2, or no `CAP_DAC_READ_SEARCH`).
-    pub fn first_path(&mut self, id: u64) -> Option<String> {
+    /// The path below the root; `None` if the cgroup is gone, or there is no cgroup v2.
+    pub fn path(&mut self, id: u64) -> Option<String> {
         const LIMIT: usize = 65_536;
-        if self.asked.contains(&id) {
+        if self.nameless.contains(&id) {
             return None;
         }
-        if self.asked.len() >= LIMIT {
-            self.asked.clear();
-        }
-        self.asked.insert(id);
         let (root, directory) = self.root.as_ref()?;
-        let node = open_by_id(directory, id)?;
-        let path = fs::read_link(format!("/proc/self/fd/{}", node.as_raw_fd())).ok()?;
-        Some(below(root, &path))
+        let by_handle = open_by_id(directory, id)
+            .and_then(|node| fs::read_link(format!("/proc/self/fd/{}", node.as_raw_fd())).ok());
+        let path = match by_handle {
+            Some(path) => Some(path),
+            // Without CAP_DAC_READ_SEARCH the tree has to be walked; not too often.
+            None if self.walked.is_some_and(|walked| walked.elapsed() < PAUSE) => return None,
+            None => {
+                let found = walk(root, id);
+                self.walked = Some(Instant::now());
+                found
+            }
+        };
+        if path.is_none() {
+            if self.nameless.len() >= LIMIT {
+                self.nameless.clear();
+            }
+            self.nameless.insert(id);
+        }
+        path.map(|path| below(root, &path))
     }
 
     /// A path below the root, given as that or as a path in the file system.
@@ -82,6 +97,28 @@ impl Cgroups {
             .with_context(|| format!("no cgroup {name:?} below {}", root.display()))?;
         Ok(below(root, &path))
     }
+}
+
+/// How long to wait between two walks through the tree.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Looks for the directory whose inode number is the id.
+fn walk(root: &Path, id: u64) -> Option<PathBuf> {
+    const LIMIT: usize = 20_000;
+    let mut open = vec![root.to_owned()];
+    for _ in 0..LIMIT {
+        let folder = open.pop()?;
+        if fs::metadata(&folder).is_ok_and(|metadata| metadata.ino() == id) {
+            return Some(folder);
+        }
+        let children = fs::read_dir(&folder).into_iter().flatten().flatten();
+        open.extend(
+            children
+                .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|child| child.path()),
+        );
+    }
+    None
 }
 
 fn open_by_id(root: &File, id: u64) -> Option<OwnedFd> {

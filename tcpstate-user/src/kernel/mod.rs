@@ -9,7 +9,17 @@ pub mod plan;
 pub mod probe;
 mod tracer;
 
+pub use capability::drop_privileges;
 pub use cgroup::Cgroups;
 pub use netns::find as find_netns;
-pub use plan::{Hook, Plan, Request, Wanted};
+pub use plan::{Attached, Hook, Plan, Request, Wanted};
 pub use tracer::Tracer;
+
+/// Whether process ids mean the same to us as to the kernel.
+#[must_use]
+pub fn in_initial_pid_namespace() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    /// `PROC_PID_INIT_INO` in `include/linux/proc_ns.h`.
+    const INITIAL: u64 = 0xefff_fffc;
+    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|metadata| metadata.ino() == INITIAL)
+}

@@ -25,6 +25,8 @@ pub fn find(name: &str) -> Result<Netns> {
         PathBuf::from("/proc/thread-self/ns/net")
     } else if name.contains('/') {
         PathBuf::from(name)
+    } else if Path::new(NAMES).join(name).exists() {
+        Path::new(NAMES).join(name)
     } else if let Ok(inode) = name.parse::<u64>() {
         path_of(inode).with_context(|| {
             format!(

@@ -15,7 +15,7 @@ use tcpstate_common::{
 };
 
 use super::{btf, capability, format};
-use crate::lifecycle::Callers;
+use crate::{clock, lifecycle::Callers};
 
 /// The kernel side, built from `tcpstate-ebpf` by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/tcpstate.bpf.o");
@@ -153,6 +153,26 @@ pub struct Attached {
     pub plan: Plan,
     /// Maps and programs.
     pub ebpf: Ebpf,
+    /// When they were in place (nanoseconds of `CLOCK_MONOTONIC`).
+    pub start: u64,
+}
+
+impl Attached {
+    /// Attaches the best hooks that this kernel allows.
+    ///
+    /// # Errors
+    /// If there are none, with the reason for each.
+    pub fn new(request: &Request) -> Result<Self, Refused> {
+        attach(request, &mut Vec::new())
+    }
+
+    fn now(plan: Plan, ebpf: Ebpf) -> Self {
+        Self {
+            plan,
+            ebpf,
+            start: clock::monotonic_now(),
+        }
+    }
 }
 
 /// No hook can be used.
@@ -279,9 +299,9 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
         let mut ebpf = load_maps(&plan, request, Some(&kernel_types))?;
         match attach_btf(&mut ebpf, "transition", TRACEPOINT, &kernel_types) {
             Ok(()) => {
-                plan.missing.extend(missing_helper(cookie_helper));
+                plan.missing.extend(missing_cookies(cookie_helper));
                 watch_minisockets(&mut plan, &mut ebpf, request.timewait, &kernel_types)?;
-                return Ok(Attached { plan, ebpf });
+                return Ok(Attached::now(plan, ebpf));
             }
             Err(error) => refusal = reason(&error),
         }
@@ -339,13 +359,22 @@ fn callers() -> Callers {
         .map_or_else(|_| Callers::default(), |text| Callers::parse(&text))
 }
 
-fn missing_helper(cookie_helper: bool) -> Option<Missing> {
-    (!cookie_helper).then(|| Missing {
-        what: "bpf_get_socket_cookie for tracing programs (Linux 5.12)".to_owned(),
-        loses:
-            "socket cookies: connections are told apart by socket address, which the kernel reuses"
-                .to_owned(),
-    })
+/// Kernels without the helper also give a network namespace its cookie only on demand.
+fn missing_cookies(cookie_helper: bool) -> Vec<Missing> {
+    const LOSSES: [&str; 2] = [
+        "socket cookies: connections are told apart by socket address, which the kernel reuses",
+        "network namespace cookies: namespaces are known by a number that the kernel reuses",
+    ];
+    if cookie_helper {
+        return Vec::new();
+    }
+    LOSSES
+        .iter()
+        .map(|loses| Missing {
+            what: "bpf_get_socket_cookie for this kind of program (Linux 5.12)".to_owned(),
+            loses: (*loses).to_owned(),
+        })
+        .collect()
 }
 
 fn try_classic(request: &Request) -> Result<Attached, String> {
@@ -364,7 +393,7 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
             .loses()
             .iter()
             .map(|loses| Missing {
-                what: "the BTF tracepoint".to_owned(),
+                what: "BTF tracepoint".to_owned(),
                 loses: (*loses).to_owned(),
             })
             .collect(),
@@ -375,7 +404,7 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
     };
     let mut ebpf = load_maps(&plan, request, None)?;
     attach_classic(&mut ebpf).map_err(|error| reason(&error))?;
-    Ok(Attached { plan, ebpf })
+    Ok(Attached::now(plan, ebpf))
 }
 
 /// Hands over the constants and makes the maps. The programs are not loaded yet.

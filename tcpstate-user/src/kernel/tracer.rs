@@ -6,8 +6,8 @@ use aya_log::EbpfLogger;
 use tcpstate_common::record::Counter;
 use tokio::io::unix::AsyncFd;
 
-use super::plan::{self, Attached, Plan, Request};
-use crate::{clock, sink::OtherProtocols};
+use super::plan::{Attached, Plan};
+use crate::{message::say, sink::OtherProtocols};
 
 /// Hooks in place: dropping it removes them.
 #[expect(missing_debug_implementations, reason = "aya's maps have none")]
@@ -38,20 +38,19 @@ impl log::Log for Messages {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        eprintln!("tcpstate: kernel side: {}", record.args());
+        say(format_args!("kernel side: {}", record.args()));
     }
 
     fn flush(&self) {}
 }
 
 impl Tracer {
-    /// Attaches the best hook that this kernel allows. Must be called within a tokio runtime.
+    /// Reads from hooks that are in place. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// If there is none, with the reason for each.
-    pub fn attach(request: &Request) -> Result<Self> {
-        let mut attached = plan::attach(request, &mut Vec::new())?;
-        let start = clock::monotonic_now();
+    /// If the maps are not as they should be.
+    pub fn new(mut attached: Attached) -> Result<Self> {
+        let start = attached.start;
         let logger = EbpfLogger::init_with_logger(&mut attached.ebpf, Messages).ok();
         let ring = RingBuf::try_from(take_map(&mut attached, "RECORDS")?)?;
         let counters = PerCpuArray::try_from(take_map(&mut attached, "COUNTERS")?)?;
@@ -88,27 +87,21 @@ impl Tracer {
         }
     }
 
-    /// Reads up to `limit` records and returns how many there were.
+    /// Reads records until there are no more, or `take` answers `false`.
     ///
     /// # Errors
     /// Those of `take`.
-    pub fn read<E>(
-        &mut self,
-        limit: usize,
-        mut take: impl FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<usize, E> {
+    pub fn read<E>(&mut self, mut take: impl FnMut(&[u8]) -> Result<bool, E>) -> Result<(), E> {
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
         let ring = self.ring.get_mut();
-        let mut records = 0;
-        while records < limit
-            && let Some(record) = ring.next()
-        {
-            records += 1;
-            take(&record)?;
+        while let Some(record) = ring.next() {
+            if !take(&record)? {
+                break;
+            }
         }
-        Ok(records)
+        Ok(())
     }
 
     /// What the kernel side has counted.

@@ -89,7 +89,8 @@ pub struct Lifecycle {
     minisockets: MiniSockets,
     limit: usize,
     start: u64,
-    incomplete: bool,
+    /// When something was lost last, if anything was.
+    lost: Option<u64>,
     counts: Counts,
     random: u64,
 }
@@ -106,7 +107,7 @@ impl Lifecycle {
             minisockets: MiniSockets::new(limit.max(1), Callers::default(), DEFAULT_TICK),
             limit: limit.max(1),
             start,
-            incomplete: false,
+            lost: None,
             counts: Counts::default(),
             random: 0x9e37_79b9_7f4a_7c15,
         }
@@ -142,9 +143,16 @@ impl Lifecycle {
         self.minisockets.len()
     }
 
-    /// Events were lost: from now on, a connection met in the middle of its life may have begun unseen.
-    pub const fn events_lost(&mut self) {
-        self.incomplete = true;
+    /// Events were lost, none of them later than `at` (nanoseconds of `CLOCK_MONOTONIC`): a connection met in the middle of
+    /// its life from now on may have begun unseen, and one not heard of since then may have changed unseen.
+    pub fn events_lost(&mut self, at: u64) {
+        self.lost = Some(self.lost.map_or(at, |before| before.max(at)));
+    }
+
+    /// Whether the path of this cgroup is known.
+    #[must_use]
+    pub fn knows_cgroup(&self, id: u64) -> bool {
+        self.cgroups.contains_key(&id)
     }
 
     /// A cgroup has this path. The names of many cgroups that came and went are forgotten at once.
@@ -170,10 +178,10 @@ impl Lifecycle {
             minisockets,
             cgroups,
             start,
-            incomplete,
+            lost,
             ..
         } = self;
-        let unseen = (!*incomplete).then_some(*start);
+        let unseen = lost.is_none().then_some(*start);
         minisockets.settle(now, unseen, &mut |transition| {
             out(named(cgroups, transition));
         });
@@ -185,10 +193,10 @@ impl Lifecycle {
             cgroups,
             counts,
             start,
-            incomplete,
+            lost,
             ..
         } = self;
-        let unseen = (!*incomplete).then_some(*start);
+        let unseen = lost.is_none().then_some(*start);
         minisockets.event(event, unseen, &mut |transition| {
             counts.transitions += 1;
             out(named(cgroups, transition));
@@ -209,7 +217,7 @@ impl Lifecycle {
             event.time = born.time;
         }
         let (phase, damaged) = match &known {
-            Some(connection) => connection.phase(&event),
+            Some(connection) => connection.phase(&event, self.lost),
             None => self.first_phase(&event),
         };
         let owner = self.owner(&event, known.as_ref());
@@ -250,7 +258,7 @@ impl Lifecycle {
         if event.is_birth() || event.old == TcpState::Close {
             // How long a socket existed before it was used is not told; a child's LISTEN is its listener's.
             (Phase::UNKNOWN, false)
-        } else if self.incomplete {
+        } else if self.lost.is_some() {
             (Phase::UNKNOWN, true)
         } else {
             (
@@ -328,23 +336,28 @@ impl Lifecycle {
                 victim = Some((index, connection.heard));
             }
         }
-        if let Some((index, _)) = victim {
+        if let Some((index, heard)) = victim {
             self.connections.swap_remove_index(index);
             self.counts.evicted += 1;
-            self.incomplete = true;
+            self.events_lost(heard);
         }
     }
 }
 
 impl Connection {
     /// The time in the old state, and whether something is missing between what we knew and this event.
-    fn phase(&self, event: &TransitionEvent) -> (Phase, bool) {
-        if self.state == event.old {
-            (Phase::between(self.entered, event.time, self.bound), false)
-        } else {
+    fn phase(&self, event: &TransitionEvent, lost: Option<u64>) -> (Phase, bool) {
+        if self.state != event.old {
             // It came into the old state unseen, after we heard of it last.
-            (Phase::between(self.heard, event.time, Bound::AtMost), true)
+            return (Phase::between(self.heard, event.time, Bound::AtMost), true);
         }
+        // A socket can be used again: if something was lost meanwhile, it may have left the state and come back.
+        let bound = match (lost.is_some_and(|lost| self.heard <= lost), self.bound) {
+            (true, Bound::Exact) => Bound::AtMost,
+            (true, Bound::AtLeast) => Bound::Unknown,
+            (_, bound) => bound,
+        };
+        (Phase::between(self.entered, event.time, bound), false)
     }
 
     fn after(
@@ -399,7 +412,9 @@ fn shown(event: &TransitionEvent, owner: Option<Process>) -> Option<Process> {
     };
     // `ss -K` holds the socket as its owner would, but is not. And `connect` says more than `syscall`.
     let same = owner.is_some_and(|process| process.pid == context.pid);
-    if event.is_destroyed() || (context.via == Via::Syscall && same) {
+    // That holds for a listener too, whose socket does not say so yet (`tcp_abort`).
+    let maybe_destroyed = event.is_destroyed() || event.ends_listener();
+    if context.via == Via::Syscall && (same || maybe_destroyed) {
         return owner;
     }
     Some(Process {

@@ -107,7 +107,30 @@ fn the_call_is_told_from_the_socket() {
         Some(Via::Syscall),
         "a FIN from the backlog"
     );
-    assert_eq!(via(Listen, Close, ALIVE), Some(Via::Shutdown));
+    assert_eq!(
+        via(Listen, Close, ALIVE),
+        Some(Via::Syscall),
+        "shutdown(), or `ss -K`"
+    );
+}
+
+#[test]
+fn what_is_left_of_an_older_name_is_no_part_of_it() {
+    let context = |comm: &[u8]| {
+        event(&owned(
+            record(1, MS, TcpState::Close, TcpState::SynSent),
+            7,
+            comm,
+        ))
+        .context
+    };
+    assert_eq!(context(b"bash\0onfig"), context(b"bash"));
+}
+
+#[test]
+fn a_listener_has_no_peer_whatever_it_was_before() {
+    let listen = event(&record(1, MS, TcpState::Close, TcpState::Listen));
+    assert!(listen.remote.addr.is_unspecified() && listen.remote.port == 0);
 }
 
 #[test]

@@ -76,11 +76,31 @@ fn a_connection_older_than_the_run_has_lower_bounds() {
 #[test]
 fn after_a_loss_an_unknown_connection_is_damaged() {
     let mut lifecycle = lifecycle();
-    lifecycle.events_lost();
+    lifecycle.events_lost(START);
     let lines = life(&mut lifecycle, 1, START, &[Established, CloseWait]);
     assert_eq!((lines[0].phase, lines[0].damaged), (Phase::UNKNOWN, true));
     let lines = life(&mut lifecycle, 2, START, &[Close, SynSent]);
     assert!(!lines[0].damaged, "a beginning is a beginning");
+}
+
+#[test]
+fn a_phase_that_spans_a_loss_is_an_upper_bound() {
+    let mut lifecycle = lifecycle();
+    life(&mut lifecycle, 1, START, &[Close, SynSent, Established]);
+    life(&mut lifecycle, 2, START, &[Established, CloseWait]);
+    lifecycle.events_lost(START + 5 * MS);
+    // The socket may have been closed and connected again meanwhile.
+    let line = lifecycle.transition(event(&record(1, START + 9 * MS, Established, FinWait1)));
+    assert_eq!(
+        (line.phase, line.damaged),
+        (Phase::new(7 * MS, Bound::AtMost), false)
+    );
+    let line = lifecycle.transition(event(&record(1, START + 10 * MS, FinWait1, FinWait2)));
+    assert_eq!(
+        line.phase,
+        Phase::new(MS, Bound::Exact),
+        "all of it after the loss"
+    );
 }
 
 #[test]
@@ -232,6 +252,40 @@ fn who_destroys_a_socket_is_not_its_owner() {
     kill.error = libc::ECONNABORTED;
     let line = lifecycle.transition(event(&kill));
     assert_eq!(line.process.map(|process| process.pid), Some(7));
+}
+
+#[test]
+fn who_destroys_a_listener_is_not_its_owner() {
+    let mut lifecycle = lifecycle();
+    lifecycle.transition(event(&owned(record(1, START, Close, Listen), 7, b"nginx")));
+    let mut kill = owned(record(1, START, Listen, Close), 99, b"ss");
+    kill.flags &= !tcpstate_common::record::flags::FILE_RELEASED;
+    let line = lifecycle.transition(event(&kill));
+    assert_eq!(
+        line.process.map(|process| (process.pid, process.via)),
+        Some((7, Via::Listen))
+    );
+}
+
+#[test]
+fn mptcp_children_are_no_transitions_of_their_listener() {
+    let mut lifecycle = lifecycle();
+    let mptcp = |old, new, socket| {
+        event(&TransitionRecord {
+            protocol: 262,
+            socket,
+            ..record(1, START, old, new)
+        })
+    };
+    let listener = lifecycle.transition(mptcp(Close, Listen, 0x100));
+    let child = lifecycle.transition(mptcp(Listen, Established, 0x200));
+    assert_ne!(
+        child.connection, listener.connection,
+        "though the kernel gives both one cookie"
+    );
+    assert_eq!((child.phase, child.damaged), (Phase::UNKNOWN, false));
+    let end = lifecycle.transition(mptcp(Listen, Close, 0x100));
+    assert_eq!(end.connection, listener.connection);
 }
 
 #[test]

@@ -175,7 +175,9 @@ fn without_btf_the_classic_tracepoint_is_used_and_the_loss_announced() {
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.contains("by classic tracepoint"), "{message}");
     assert!(
-        message.contains("processes: no event says whose it is lost"),
+        message.contains(
+            "warning: processes: no event says whose it is lost, since there is no BTF tracepoint"
+        ),
         "{message}"
     );
     let message = refused(&mut tcpstate(&["trace", "--hook", "btf"]));
@@ -254,6 +256,125 @@ fn an_output_that_fails_is_an_error() {
         message.contains("the output cannot be written: No space left on device"),
         "{message}"
     );
+}
+
+#[test]
+fn an_output_file_is_kept_if_nothing_can_be_attached() {
+    if skipped("an_output_file_is_kept_if_nothing_can_be_attached") {
+        return;
+    }
+    let copy = Copy::new("kept");
+    let kept = copy.0.join("kept");
+    fs::write(&kept, "precious").expect("written");
+    let path = kept.to_str().expect("UTF-8");
+    refused(&mut tcpstate(&[
+        "trace", "-o", path, "--hook", "classic", "--netns", "self",
+    ]));
+    assert_eq!(fs::read_to_string(&kept).expect("readable"), "precious");
+    let output = run(&mut tcpstate(&[
+        "trace",
+        "-o",
+        path,
+        "--duration",
+        "0.2",
+        "-L",
+        "1",
+    ]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        !fs::read_to_string(&kept)
+            .expect("readable")
+            .contains("precious")
+    );
+}
+
+#[test]
+fn nobody_hears_the_messages() {
+    if skipped("nobody_hears_the_messages") {
+        return;
+    }
+    let full = fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .expect("/dev/full");
+    let mut command = tcpstate(&["trace", "--duration", "0.2", "-L", "1"]);
+    let child = start(
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(full),
+    );
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(1), "no panic");
+}
+
+#[test]
+fn a_lost_terminal_ends_with_a_summary() {
+    if skipped("a_lost_terminal_ends_with_a_summary") {
+        return;
+    }
+    own_netns();
+    let tool = Tool::trace(&[]);
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).is_err());
+    tool.signal(nix::sys::signal::Signal::SIGHUP);
+    let printed = tool.wait();
+    assert_eq!(printed.status.code(), Some(0));
+    assert_eq!(printed.summary()["shown"], 2);
+}
+
+#[test]
+fn privileges_are_given_up_once_the_hooks_are_in_place() {
+    if skipped("privileges_are_given_up_once_the_hooks_are_in_place") {
+        return;
+    }
+    own_netns();
+    let tool = Tool::trace(&[]);
+    let status = fs::read_to_string(format!("/proc/{}/status", tool.id())).expect("its status");
+    let permitted = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapPrm:"))
+        .expect("a line");
+    let permitted = u64::from_str_radix(permitted.trim(), 16).expect("a number");
+    // CAP_DAC_READ_SEARCH and CAP_BPF.
+    assert_eq!(permitted & !(1 << 2 | 1 << 39), 0, "{permitted:x}");
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).is_err());
+    assert_eq!(tool.stop().summary()["shown"], 2);
+}
+
+#[test]
+fn cgroups_have_names_without_the_privilege_to_open_handles() {
+    if skipped("cgroups_have_names_without_the_privilege_to_open_handles") {
+        return;
+    }
+    own_netns();
+    let named = Tool::trace(&[]);
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).is_err());
+    let cgroup = named.stop().transitions()[0]["cgroup"].clone();
+    let copy = Copy::new("cgroups");
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            "--bounding-set=-all,+bpf,+perfmon",
+            "--inh-caps=-all,+bpf,+perfmon",
+            "--",
+            "timeout",
+            "20",
+        ])
+        .arg(copy.0.join("tcpstate"))
+        .args(["trace", "-j", "--netns", "self", "--count", "2"]);
+    let child = start(
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped()),
+    );
+    thread::sleep(std::time::Duration::from_secs(2));
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).is_err());
+    let output = child.wait_with_output().expect("it ends");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let first: serde_json::Value =
+        serde_json::from_str(printed.lines().next().expect("a line")).expect("JSON");
+    assert_eq!(first["cgroup"], cgroup, "{printed}");
 }
 
 #[test]

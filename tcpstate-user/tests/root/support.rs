@@ -55,7 +55,13 @@ pub fn loopback(up: bool) {
     let flags = if up { libc::IFF_UP } else { 0 };
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).expect("a small flag");
     // SAFETY: the request lives through the call, and this ioctl reads one `ifreq`.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) };
+    let result = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as libc::Ioctl,
+            &raw mut request,
+        )
+    };
     assert_eq!(
         result,
         0,
@@ -136,7 +142,7 @@ impl Tool {
         });
         let mut stderr = BufReader::new(child.stderr.take().expect("its messages"));
         let mut first = String::new();
-        while !first.contains("tracing") {
+        while !first.contains("tracing TCP") {
             let before = first.len();
             stderr
                 .read_line(&mut first)
@@ -161,6 +167,11 @@ impl Tool {
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a process id");
         kill(Pid::from_raw(pid), signal).expect("a signal can be sent");
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it as Ctrl-C does.

@@ -1,0 +1,289 @@
+//! Everything right of the ring buffer, and what was lost before it.
+
+use std::io;
+
+use anyhow::Result;
+
+use super::args::LiveArgs;
+use crate::{
+    analysis::Connections,
+    clock,
+    event::{Event, TransitionEvent},
+    filter::{Filter, Gate, Unattributed},
+    kernel::{Cgroups, Tracer},
+    lifecycle::{Counts, Lifecycle, Transition},
+    loss::{Loss, LossKind, LossTotals},
+    message::say,
+    sink::{OtherProtocols, Rows, Sink, Summary},
+};
+
+/// From records to rows.
+pub struct View {
+    filter: Filter,
+    gate: Gate,
+    lifecycle: Lifecycle,
+    sink: Box<dyn Sink>,
+    cgroups: Cgroups,
+    connections: Option<Connections>,
+    running: bool,
+    transitions: Vec<Transition>,
+    /// Younger than the losses we know of: it waits until those up to it are known.
+    ahead: Option<Event>,
+    events: u64,
+    shown: u64,
+    wanted: u64,
+    unattributed: u64,
+    undecodable: u64,
+    /// Records that were still waiting when the run ended.
+    pub unread: u64,
+}
+
+impl View {
+    /// Shows rows of this kind through `sink`.
+    pub fn new(
+        args: &LiveArgs,
+        filter: Filter,
+        cgroups: Cgroups,
+        sink: Box<dyn Sink>,
+        tracer: &Tracer,
+        rows: Rows,
+        running: bool,
+    ) -> Self {
+        let limit = args.max_connections;
+        Self {
+            filter,
+            gate: Gate::default(),
+            lifecycle: Lifecycle::new(limit, tracer.start())
+                .with_minisockets(tracer.plan().callers.clone(), clock::tick()),
+            sink,
+            cgroups,
+            connections: (rows == Rows::Connections).then(|| Connections::new(limit)),
+            running,
+            transitions: Vec::new(),
+            ahead: None,
+            events: 0,
+            shown: 0,
+            wanted: args.count.unwrap_or(u64::MAX),
+            unattributed: 0,
+            undecodable: 0,
+            unread: 0,
+        }
+    }
+
+    /// Takes one record that was sent until `now`; `false` if it is younger, and waits.
+    pub fn record(&mut self, bytes: &[u8], now: u64) -> io::Result<bool> {
+        let Ok(event) = Event::decode(bytes) else {
+            self.undecodable += 1;
+            self.lifecycle.events_lost(now);
+            return Ok(true);
+        };
+        if event.time() > now {
+            self.ahead = Some(event);
+            return Ok(false);
+        }
+        self.event(event)?;
+        Ok(true)
+    }
+
+    /// Takes the record that waited; `false` if it still has to.
+    pub fn catch_up(&mut self, now: u64) -> io::Result<bool> {
+        match self.ahead.take() {
+            Some(event) if event.time() > now => {
+                self.ahead = Some(event);
+                Ok(false)
+            }
+            Some(event) => self.event(event).map(|()| true),
+            None => Ok(true),
+        }
+    }
+
+    fn event(&mut self, event: Event) -> io::Result<()> {
+        self.events += 1;
+        match event {
+            Event::Transition(event) => self.transition(event),
+            Event::TimeWait(event) if self.filter.wants_minisocket(&event) => {
+                self.understand(|lifecycle, out| lifecycle.event(Event::TimeWait(event), out))
+            }
+            Event::TimeWait(_) => Ok(()),
+        }
+    }
+
+    fn transition(&mut self, event: TransitionEvent) -> io::Result<()> {
+        if let Some(id) = event.cgroup
+            && !self.lifecycle.knows_cgroup(id)
+            && let Some(path) = self.cgroups.path(id)
+        {
+            self.lifecycle.name_cgroup(id, &path);
+        }
+        for admitted in self.gate.admit(&self.filter, event).into_iter().flatten() {
+            let transition = self.lifecycle.transition(admitted.event);
+            if admitted.wanted {
+                self.show(&transition)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// It is now this late, and everything before has been read.
+    pub fn settle(&mut self, now: u64) -> io::Result<()> {
+        self.understand(|lifecycle, out| lifecycle.settle(now, out))
+    }
+
+    /// Shows what the lifecycle makes of something.
+    fn understand(
+        &mut self,
+        something: impl FnOnce(&mut Lifecycle, &mut dyn FnMut(Transition)),
+    ) -> io::Result<()> {
+        let mut transitions = std::mem::take(&mut self.transitions);
+        something(&mut self.lifecycle, &mut |transition| {
+            transitions.push(transition);
+        });
+        let result = transitions
+            .drain(..)
+            .try_for_each(|transition| self.show(&transition));
+        self.transitions = transitions;
+        result
+    }
+
+    fn show(&mut self, transition: &Transition) -> io::Result<()> {
+        let Some(connections) = &mut self.connections else {
+            return self.row(transition, |sink| sink.transition(transition));
+        };
+        match connections.take(transition) {
+            Some(ended) => self.row(transition, |sink| sink.connection(&ended)),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes a row if this transition is wanted.
+    fn row(
+        &mut self,
+        transition: &Transition,
+        write: impl FnOnce(&mut dyn Sink) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match self.filter.wants(transition) {
+            Ok(true) if !self.is_done() => {
+                self.shown += 1;
+                write(&mut *self.sink)
+            }
+            Ok(_) => Ok(()),
+            Err(Unattributed) => {
+                self.unattributed += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// The run ends now: shows what is left, if that was asked for.
+    pub fn finish(&mut self, now: u64) -> io::Result<()> {
+        let Some(connections) = self.connections.as_mut().filter(|_| self.running) else {
+            return Ok(());
+        };
+        for connection in connections.finish(now) {
+            if self.shown == self.wanted {
+                break;
+            }
+            self.shown += 1;
+            self.sink.connection(&connection)?;
+        }
+        Ok(())
+    }
+
+    /// Connections forgotten because a table was full.
+    fn forgotten(&self) -> u64 {
+        let connections = self.connections.as_ref().map_or(0, Connections::forgotten);
+        self.lifecycle.counts().evicted + connections
+    }
+
+    /// Whether as many rows were shown as were asked for.
+    pub fn is_done(&self) -> bool {
+        self.shown >= self.wanted
+    }
+
+    /// Rows shown.
+    pub const fn shown(&self) -> u64 {
+        self.shown
+    }
+
+    /// Records that came.
+    pub const fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Transitions hidden because no process or cgroup is known for them.
+    pub const fn unattributed(&self) -> u64 {
+        self.unattributed
+    }
+
+    /// Connections whose deciding port or address is not known.
+    pub fn undecided(&self) -> u64 {
+        self.gate.undecided()
+    }
+
+    /// What the lifecycle has counted.
+    pub const fn counts(&self) -> Counts {
+        self.lifecycle.counts()
+    }
+
+    /// The last line.
+    pub fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        self.sink.summary(summary)
+    }
+
+    /// Passes on what was written.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
+
+    /// The terminal has this many columns.
+    pub fn resize(&mut self, columns: usize) {
+        self.sink.resize(columns);
+    }
+}
+
+/// Counts what was lost, and says so while it happens.
+pub struct Losses {
+    /// So far.
+    pub totals: LossTotals,
+    /// Transitions of protocols that were not asked for.
+    pub other_protocols: OtherProtocols,
+    checked: u64,
+}
+
+impl Losses {
+    /// Nothing was lost before `start`.
+    pub fn new(start: u64) -> Self {
+        Self {
+            totals: LossTotals::default(),
+            other_protocols: OtherProtocols::default(),
+            checked: start,
+        }
+    }
+
+    /// Looks at all counters; what was lost until `now` is known after that.
+    pub fn check(&mut self, tracer: &Tracer, view: &mut View, now: u64) -> Result<()> {
+        let counters = tracer.counters()?;
+        self.other_protocols = counters.other_protocols;
+        let seen = [
+            (LossKind::RingFull, counters.lost),
+            (LossKind::Undecodable, view.undecodable),
+            (LossKind::TableFull, view.forgotten()),
+            (LossKind::Unread, view.unread),
+        ];
+        for (kind, total) in seen {
+            let count = self.totals.advance(kind, total);
+            if count > 0 {
+                view.lifecycle.events_lost(now);
+                say(format_args!("LOST {count}: {}", kind.advice()));
+                view.sink.loss(&Loss {
+                    kind,
+                    count,
+                    from: self.checked,
+                    to: now,
+                })?;
+            }
+        }
+        self.checked = now;
+        Ok(())
+    }
+}
