@@ -30,6 +30,21 @@ pub fn skipped(test: &str) -> bool {
     false
 }
 
+/// Whether this kernel does not let the life of TIME_WAIT be observed; says so then.
+pub fn lacks_timewait(test: &str) -> bool {
+    let mut probe = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
+    probe
+        .args(["probe", "-j"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let output = start(&mut probe).wait_with_output().expect("it ends");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    if report["timewait"].is_null() {
+        eprintln!("SKIPPED {test}: this kernel does not let TIME_WAIT be observed");
+    }
+    report["timewait"].is_null()
+}
+
 /// Puts the calling thread into a network namespace of its own, which ends with the last socket and thread in it.
 pub fn own_netns() {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");

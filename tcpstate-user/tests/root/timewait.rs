@@ -13,7 +13,8 @@ use std::{
 use serde_json::Value;
 
 use crate::support::{
-    Printed, Tool, nobody_starts, own_netns, port, skipped, start, steps, sysctl, text,
+    Printed, Tool, lacks_timewait, nobody_starts, own_netns, port, skipped, start, steps, sysctl,
+    text,
 };
 
 /// A connection to a listener on this port; the listener ends with it.
@@ -131,7 +132,9 @@ fn time_of(line: &Value) -> f64 {
 
 #[test]
 fn expiry_agrees_with_the_namespaces_own_list() {
-    if skipped("expiry_agrees_with_the_namespaces_own_list") {
+    if skipped("expiry_agrees_with_the_namespaces_own_list")
+        || lacks_timewait("expiry_agrees_with_the_namespaces_own_list")
+    {
         return;
     }
     own_netns();
@@ -173,7 +176,9 @@ fn expiry_agrees_with_the_namespaces_own_list() {
 
 #[test]
 fn fin_wait2_of_the_minisocket_lasts_until_the_fin_comes() {
-    if skipped("fin_wait2_of_the_minisocket_lasts_until_the_fin_comes") {
+    if skipped("fin_wait2_of_the_minisocket_lasts_until_the_fin_comes")
+        || lacks_timewait("fin_wait2_of_the_minisocket_lasts_until_the_fin_comes")
+    {
         return;
     }
     own_netns();
@@ -200,7 +205,7 @@ fn fin_wait2_of_the_minisocket_lasts_until_the_fin_comes() {
 
 #[test]
 fn fin_wait2_that_times_out() {
-    if skipped("fin_wait2_that_times_out") {
+    if skipped("fin_wait2_that_times_out") || lacks_timewait("fin_wait2_that_times_out") {
         return;
     }
     own_netns();
@@ -216,7 +221,9 @@ fn fin_wait2_that_times_out() {
 
 #[test]
 fn what_ends_a_half_closed_minisocket() {
-    if skipped("what_ends_a_half_closed_minisocket") {
+    if skipped("what_ends_a_half_closed_minisocket")
+        || lacks_timewait("what_ends_a_half_closed_minisocket")
+    {
         return;
     }
     own_netns();
@@ -237,7 +244,7 @@ fn what_ends_a_half_closed_minisocket() {
 
 #[test]
 fn reuse_by_connect() {
-    if skipped("reuse_by_connect") {
+    if skipped("reuse_by_connect") || lacks_timewait("reuse_by_connect") {
         return;
     }
     own_netns();
@@ -274,7 +281,7 @@ fn reuse_by_connect() {
 
 #[test]
 fn reuse_by_syn() {
-    if skipped("reuse_by_syn") {
+    if skipped("reuse_by_syn") || lacks_timewait("reuse_by_syn") {
         return;
     }
     own_netns();
@@ -306,7 +313,7 @@ fn reuse_by_syn() {
 
 #[test]
 fn destroyed_by_an_administrator() {
-    if skipped("destroyed_by_an_administrator") {
+    if skipped("destroyed_by_an_administrator") || lacks_timewait("destroyed_by_an_administrator") {
         return;
     }
     own_netns();
@@ -333,7 +340,9 @@ fn destroyed_by_an_administrator() {
 
 #[test]
 fn whole_connections_with_everything_the_kernel_counts() {
-    if skipped("whole_connections_with_everything_the_kernel_counts") {
+    if skipped("whole_connections_with_everything_the_kernel_counts")
+        || lacks_timewait("whole_connections_with_everything_the_kernel_counts")
+    {
         return;
     }
     own_netns();
@@ -411,7 +420,9 @@ fn whole_connections_with_everything_the_kernel_counts() {
 #[test]
 fn a_namespace_takes_its_minisockets_along() {
     const PORT: u16 = 4801;
-    if skipped("a_namespace_takes_its_minisockets_along") {
+    if skipped("a_namespace_takes_its_minisockets_along")
+        || lacks_timewait("a_namespace_takes_its_minisockets_along")
+    {
         return;
     }
     own_netns();
@@ -435,7 +446,9 @@ fn a_namespace_takes_its_minisockets_along() {
 #[test]
 fn every_minisocket_is_counted_as_the_kernel_counts() {
     const CONNECTIONS: u64 = 2_000;
-    if skipped("every_minisocket_is_counted_as_the_kernel_counts") {
+    if skipped("every_minisocket_is_counted_as_the_kernel_counts")
+        || lacks_timewait("every_minisocket_is_counted_as_the_kernel_counts")
+    {
         return;
     }
     own_netns();

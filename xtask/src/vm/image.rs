@@ -1,5 +1,6 @@
 //! What a guest is made of besides its kernel: our programs, and the orders what to do with them.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
@@ -90,7 +91,7 @@ pub fn pack(programs: &Programs, modules: &[PathBuf], orders: &Orders<'_>) -> Re
         let name = module.file_name().unwrap_or_default().to_string_lossy();
         archive.file(&format!("{}/{name}", protocol::MODULES), &read(module)?);
     }
-    add_shell(&mut archive)?;
+    add_tools(&mut archive)?;
 
     let mut text = format!("tcpstate={tcpstate}\nlimit={}\n", orders.limit);
     for argument in orders.arguments {
@@ -101,14 +102,33 @@ pub fn pack(programs: &Programs, modules: &[PathBuf], orders: &Orders<'_>) -> Re
     Ok(archive.finish())
 }
 
-/// Some tests need a bash, which is not static: its libraries come with it.
-fn add_shell(archive: &mut Archive) -> Result<()> {
-    const SHELL: &str = "/bin/bash";
-    archive.program(SHELL, &read(Path::new(SHELL))?);
-    let mut ldd = Command::new("ldd");
-    let libraries = command::output(ldd.arg(SHELL), "is libc-bin installed?")?;
-    for library in libraries.lines().filter_map(library) {
-        archive.program(library, &read(Path::new(library))?);
+/// Programs that the tests start, and where they may be.
+const TOOLS: [&str; 6] = ["bash", "mount", "prlimit", "setpriv", "ss", "timeout"];
+const FOLDERS: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
+
+/// They are not static: their libraries come with them.
+fn add_tools(archive: &mut Archive) -> Result<()> {
+    let mut files = BTreeSet::new();
+    for tool in TOOLS {
+        let path = FOLDERS
+            .iter()
+            .map(|folder| Path::new(folder).join(tool))
+            .find(|path| path.exists())
+            .with_context(|| {
+                format!("{tool} is not here (Debian: bash, coreutils, iproute2, mount, util-linux)")
+            })?;
+        let mut ldd = Command::new("ldd");
+        let libraries = command::output(ldd.arg(&path), "is libc-bin installed?")?;
+        files.extend(libraries.lines().filter_map(library).map(PathBuf::from));
+        // The test that copies it knows it by this name.
+        files.insert(if tool == "bash" {
+            PathBuf::from("/bin/bash")
+        } else {
+            path
+        });
+    }
+    for file in files {
+        archive.program(&file.to_string_lossy(), &read(&file)?);
     }
     Ok(())
 }
