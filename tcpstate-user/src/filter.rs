@@ -274,7 +274,8 @@ fn port(ranges: &[PortRange], port: u16, not_yet: bool) -> Decision {
 pub struct Gate {
     /// By address of the socket, which is its identity while it lives.
     waiting: IndexMap<u64, TransitionEvent, FxBuildHasher>,
-    overflow: u64,
+    /// Those that had to leave, and those that were not heard of again.
+    lost: u64,
 }
 
 /// What a [`Gate`] lets through.
@@ -290,19 +291,20 @@ impl Gate {
     /// How many connections may wait for a decision.
     const LIMIT: usize = 65_536;
 
-    /// Connections whose deciding port or address was not known: those that wait now, and those that had to leave
-    /// because too many waited.
+    /// Connections whose deciding port or address was not known: those that wait now, those that had to leave because too
+    /// many waited, and those whose next event was lost.
     #[must_use]
     pub fn undecided(&self) -> u64 {
-        self.overflow + self.waiting.len() as u64
+        self.lost + self.waiting.len() as u64
     }
 
     /// What comes through with this event: nothing, itself, or what was held back before it and itself.
     pub fn admit(&mut self, filter: &Filter, event: TransitionEvent) -> [Option<Admitted>; 2] {
-        let held = self
-            .waiting
-            .swap_remove(&event.socket)
-            .filter(|_| !event.is_birth());
+        let mut held = self.waiting.swap_remove(&event.socket);
+        if event.is_birth() && held.take().is_some() {
+            // The life before it at this address was not heard of again.
+            self.lost += 1;
+        }
         let mut decision = filter.connection(&event);
         if event.is_child() {
             // It has neither a cookie nor, on most kernels, a peer yet; its next event comes at once.
@@ -312,7 +314,7 @@ impl Gate {
             Decision::Wait => {
                 if self.waiting.len() >= Self::LIMIT && self.waiting.swap_remove_index(0).is_some()
                 {
-                    self.overflow += 1;
+                    self.lost += 1;
                 }
                 self.waiting.insert(event.socket, event);
                 [None, None]

@@ -87,6 +87,7 @@ fn a_new_life_of_the_socket_is_not_joined_to_the_old() {
     assert_eq!(admitted(&mut gate, &filter, syn_sent(1)), (0, 0));
     assert_eq!(admitted(&mut gate, &filter, syn_sent(1)), (0, 0));
     assert_eq!(admitted(&mut gate, &filter, established(1)), (2, 2));
+    assert_eq!(gate.undecided(), 1, "the first was not heard of again");
 }
 
 #[test]

@@ -159,7 +159,11 @@ fn run(command: &mut Command, limit: Duration) -> io::Result<(Ended, String, Dur
     let began = Instant::now();
     let mut child = command
         .env_clear()
-        .envs([("PATH", "/bin"), ("HOME", "/"), ("TMPDIR", "/tmp")])
+        .envs([
+            ("PATH", "/bin:/usr/bin:/sbin:/usr/sbin"),
+            ("HOME", "/"),
+            ("TMPDIR", "/tmp"),
+        ])
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
