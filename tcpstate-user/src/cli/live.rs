@@ -95,11 +95,9 @@ async fn follow(mut tracer: Tracer, mut view: View, args: &LiveArgs) -> Result<O
         .duration
         .and_then(|duration| tokio::time::Instant::now().checked_add(duration));
     let mut losses = Losses::new(tracer.start());
-    view.flush()?;
     let hooks = tracer.plan().hooks().join(", ");
-    say(format_args!(
-        "tracing TCP state transitions by {hooks}; Ctrl-C ends"
-    ));
+    say(format_args!("tracing TCP states by {hooks}; Ctrl-C ends"));
+    view.flush()?;
 
     let mut signalled = false;
     let mut busy = false;

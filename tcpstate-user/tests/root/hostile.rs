@@ -120,7 +120,7 @@ fn two_capabilities_are_enough() {
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(matches!(output.status.code(), Some(0 | 1)), "{message}");
     assert!(
-        message.contains("tracing TCP state transitions by BTF tracepoint"),
+        message.contains("tracing TCP states by BTF tracepoint"),
         "{message}"
     );
 }
