@@ -458,7 +458,13 @@ fn maps_reason(error: &EbpfError) -> String {
     if !is_map_supported(MapType::RingBuf).unwrap_or(true) {
         return "this kernel has no BPF ring buffer (Linux 5.8)".to_owned();
     }
-    chain(error)
+    let why = chain(error);
+    if why.contains("Operation not permitted") {
+        return format!(
+            "{why} (before Linux 5.11 maps count as locked memory: raise `ulimit -l`, or use a smaller --buffer)"
+        );
+    }
+    why
 }
 
 /// The reason in one line; of the verifier's log only its last words.

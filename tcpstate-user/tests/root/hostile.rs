@@ -92,6 +92,15 @@ fn without_privileges_it_says_which_are_missing() {
     );
 }
 
+/// Before Linux 5.11 maps count as locked memory, which only root may have more of.
+fn lacks_memory(test: &str, message: &str) -> bool {
+    let lacks = message.contains("raise `ulimit -l`");
+    if lacks {
+        eprintln!("SKIPPED {test}: this kernel counts maps as locked memory");
+    }
+    lacks
+}
+
 #[test]
 fn two_capabilities_are_enough() {
     if skipped("two_capabilities_are_enough") {
@@ -118,6 +127,9 @@ fn two_capabilities_are_enough() {
         .args(["trace", "-j", "--duration", "0.3", "--hook", "btf"]);
     let output = run(&mut command);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    if lacks_memory("two_capabilities_are_enough", &message) {
+        return;
+    }
     assert!(matches!(output.status.code(), Some(0 | 1)), "{message}");
     assert!(
         message.contains("tracing TCP states by BTF tracepoint"),
@@ -226,18 +238,19 @@ fn a_closed_pipe_ends_quietly() {
     );
     let mut messages = BufReader::new(child.stderr.take().expect("its messages"));
     let mut message = String::new();
-    messages.read_line(&mut message).expect("it attaches");
+    while !message.contains("tracing TCP") {
+        let before = message.len();
+        messages.read_line(&mut message).expect("its messages");
+        assert!(message.len() > before, "it does not attach: {message}");
+    }
     drop(child.stdout.take());
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).is_err());
     let status = child.wait().expect("it ends by itself");
+    let mut more = String::new();
     messages
-        .read_line(&mut message)
+        .read_line(&mut more)
         .expect("the end of its messages");
-    assert_eq!(
-        (status.code(), message.lines().count()),
-        (Some(0), 1),
-        "{message}"
-    );
+    assert_eq!((status.code(), more.as_str()), (Some(0), ""));
 }
 
 #[test]
@@ -371,6 +384,13 @@ fn cgroups_have_names_without_the_privilege_to_open_handles() {
     thread::sleep(std::time::Duration::from_secs(2));
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).is_err());
     let output = child.wait_with_output().expect("it ends");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    if lacks_memory(
+        "cgroups_have_names_without_the_privilege_to_open_handles",
+        &message,
+    ) {
+        return;
+    }
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let first: serde_json::Value =
         serde_json::from_str(printed.lines().next().expect("a line")).expect("JSON");
