@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use crate::command;
 
 /// By name. One that a kernel has built in, or does not have, is no module there.
-pub const WANTED: [&str; 8] = [
+pub const WANTED: [&str; 10] = [
+    "inet_diag",
+    "tcp_diag",
     "veth",
     "tun",
     "sch_netem",
