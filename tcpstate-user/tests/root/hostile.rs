@@ -11,9 +11,7 @@ use std::{
     thread,
 };
 
-use nix::sched::{CloneFlags, unshare};
-
-use crate::support::{Tool, own_netns, skipped, start, tracefs};
+use crate::support::{Tool, mount, own_mounts, own_netns, skipped, start, tracefs};
 
 const NOBODY: u32 = 65_534;
 
@@ -158,14 +156,7 @@ fn memory_that_cannot_be_locked_is_no_error() {
 
 /// Hides something of the kernel's from the calling thread and what it starts.
 fn hide(paths: &[&str]) {
-    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace of our own");
-    let mount = |arguments: &[&str]| {
-        let status = start(Command::new("mount").args(arguments))
-            .wait()
-            .expect("mount ends");
-        assert!(status.success(), "mount {arguments:?}");
-    };
-    mount(&["--make-rprivate", "/"]);
+    own_mounts();
     for path in paths {
         if fs::metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
             mount(&["-t", "tmpfs", "none", path]);

@@ -276,14 +276,25 @@ pub fn port(address: std::io::Result<SocketAddr>) -> u16 {
     address.expect("a socket has an address").port()
 }
 
-/// Mounts tracefs if nobody has: the classic tracepoint is described there.
+/// Puts the calling thread into a mount namespace of its own, in which nothing it mounts is seen by others.
+pub fn own_mounts() {
+    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace of our own");
+    mount(&["--make-rprivate", "/"]);
+}
+
+/// Calls mount(8).
+pub fn mount(arguments: &[&str]) {
+    let status = start(Command::new("mount").args(arguments))
+        .wait()
+        .expect("mount ends");
+    assert!(status.success(), "mount {arguments:?}");
+}
+
+/// Lets the calling thread see tracefs, where the classic tracepoint is described.
 pub fn tracefs() {
+    own_mounts();
     let format = "/sys/kernel/tracing/events/sock/inet_sock_set_state/format";
     if !std::path::Path::new(format).exists() {
-        let status =
-            start(Command::new("mount").args(["-t", "tracefs", "nodev", "/sys/kernel/tracing"]))
-                .wait()
-                .expect("mount ends");
-        assert!(status.success(), "tracefs can be mounted");
+        mount(&["-t", "tracefs", "nodev", "/sys/kernel/tracing"]);
     }
 }
