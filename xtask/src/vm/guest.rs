@@ -98,9 +98,11 @@ fn live() -> io::Result<()> {
         let mut test = Command::new(TESTS);
         test.args(["--exact", name, "--nocapture", "--test-threads", "1"]);
         let (ended, output, took) = run(&mut test, orders.limit)?;
-        let skipped = output
-            .lines()
-            .any(|line| line.starts_with("SKIPPED ") || line.contains(" ... ignored"));
+        let skipped = output.lines().any(|line| {
+            line.starts_with("SKIPPED ")
+                || line.contains(" ... SKIPPED ")
+                || line.contains(" ... ignored")
+        });
         let verdict = match ended {
             Ended::TooLate => Verdict::TimedOut,
             Ended::By(0) if skipped => Verdict::Skipped,
