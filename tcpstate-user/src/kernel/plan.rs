@@ -411,7 +411,7 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
 fn load_maps(plan: &Plan, request: &Request, kernel_types: Option<&Btf>) -> Result<Ebpf, String> {
     let config = Config {
         filter: request.filter,
-        // Half of the rest is left for what arrives while the reader wakes up.
+        // The other three quarters are for what arrives while the reader wakes up.
         wake_bytes: u64::from(request.buffer) / 4,
         timewait_handler: plan.callers.timer_handler().unwrap_or_default(),
         cookie_helper: plan.cookie_helper.into(),
