@@ -88,6 +88,8 @@ const PROCESS_NAME: &str = "the process name is that of the thread, not of the p
 const CLOSE_OR_SHUTDOWN: &str = "close() and shutdown() are not told apart";
 const TOTALS: &str = "bytes, retransmissions and round-trip time of connections";
 const TIMEWAIT: &str = "the life of TIME_WAIT";
+const EXISTING: &str = "sockets that were there before";
+const SCAN: &str = "the processes of sockets that were there before";
 const LISTENER: &str = "a passive connection has no owner before its process uses it";
 
 fields! {
@@ -115,6 +117,9 @@ fields! {
         cgroup_id:      "kernfs_node", "id", 8, Need::Optional("cgroups");
         socket:         "sock", "sk_socket", 8, Need::Optional(CLOSE_OR_SHUTDOWN);
         socket_file:    "socket", "file", 8, Need::Optional(CLOSE_OR_SHUTDOWN);
+        state:          "sock", "__sk_common.skc_state", 1, Need::Optional(EXISTING);
+        file_inode:     "file", "f_inode", 8, Need::Optional(SCAN);
+        inode_number:   "inode", "i_ino", 8, Need::Optional(SCAN);
         file_count:     "file", "f_count.counter", 8, Need::OneOf(CLOSE_OR_SHUTDOWN);
         file_ref:       "file", "f_ref.refcnt.counter", 8, Need::OneOf(CLOSE_OR_SHUTDOWN);
         bytes_acked:    "tcp_sock", "bytes_acked", 8, Need::Optional(TOTALS);

@@ -17,6 +17,10 @@ pub enum RecordKind {
     TimeWaitCancelled = 3,
     /// A [`TimeWaitRecord`]: the timer expires.
     TimeWaitExpired = 4,
+    /// A [`SocketRecord`]: a full socket that was found.
+    Socket = 5,
+    /// A [`TimeWaitRecord`]: a minisocket that was found.
+    TimeWaitFound = 6,
 }
 
 /// Bits of [`TransitionRecord::flags`].
@@ -142,6 +146,60 @@ pub struct TimeWaitRecord {
     pub callers: [u64; CALLERS],
 }
 
+/// A full socket that the kernel's list of TCP sockets has.
+///
+/// Zero means "not known" for every id, as in [`TransitionRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct SocketRecord {
+    /// [`RecordKind::Socket`].
+    pub kind: u8,
+    /// The state it is in, as the kernel numbers it.
+    pub state: u8,
+    /// Protocol number.
+    pub protocol: u16,
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u16,
+    /// See [`flags`]: only [`flags::TOTALS`].
+    pub flags: u8,
+    /// Always zero.
+    pub padding: u8,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
+    /// Socket cookie.
+    pub cookie: u64,
+    /// Address of the `struct sock`.
+    pub socket: u64,
+    /// Cookie of the network namespace.
+    pub netns_cookie: u64,
+    /// Id of the socket's cgroup.
+    pub cgroup: u64,
+    /// Inode number of the socket's file, by which `/proc/PID/fd` knows it; 0 if it has none (orphan, not accepted).
+    pub inode: u64,
+    /// Local address, in network byte order.
+    pub laddr: [u8; 16],
+    /// Remote address, in network byte order.
+    pub raddr: [u8; 16],
+    /// Local port, in host byte order.
+    pub lport: u16,
+    /// Remote port, in host byte order.
+    pub rport: u16,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// Owner of the socket (`sk_uid`); `u32::MAX` if not known.
+    pub uid: u32,
+    /// Segments sent again, only with [`flags::TOTALS`], as all that follow.
+    pub retransmits: u32,
+    /// `bytes_acked`.
+    pub bytes_acked: u64,
+    /// `bytes_received`.
+    pub bytes_received: u64,
+    /// Smoothed round-trip time in eighths of a microsecond, 0 if there was no sample yet.
+    pub srtt_us: u32,
+    /// Always zero.
+    pub padding2: u32,
+}
+
 /// Counters kept per CPU in the kernel, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -156,16 +214,19 @@ pub enum Counter {
     OtherProtocol = 3,
     /// Records of minisockets that found the ring buffer full: lost.
     LostTimeWait = 4,
+    /// Sockets that were there before, and found the ring buffer full.
+    LostSocket = 5,
 }
 
 impl Counter {
     /// How many counters there are.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 6;
 }
 
 const _: () = {
     assert!(size_of::<TransitionRecord>() == 160);
     assert!(size_of::<TimeWaitRecord>() == 160);
+    assert!(size_of::<SocketRecord>() == 128);
     assert!(align_of::<TransitionRecord>() == 8 && align_of::<TimeWaitRecord>() == 8);
     assert!(size_of::<TransitionRecord>().is_multiple_of(8));
 };

@@ -25,6 +25,7 @@
 
 mod classic;
 mod constants;
+mod existing;
 mod filter;
 mod memory;
 mod ring;

@@ -147,6 +147,12 @@ impl Sock {
         u16::from_be(probe(self.0 as u64 + u64::from(offset)))
     }
 
+    /// `skc_state`, which a minisocket has too.
+    #[inline(always)]
+    pub(crate) fn state(self) -> u8 {
+        load!(self.0, state as u8)
+    }
+
     /// Network namespace: cookie and inode number.
     #[inline(always)]
     pub(crate) fn netns(self) -> (u64, u32) {
@@ -251,6 +257,27 @@ impl Sock {
         }
     }
 
+    /// Inode number of the socket's file; 0 if it has none.
+    #[inline(always)]
+    pub(crate) fn inode(self) -> u64 {
+        let steps = [
+            constant!(OFFSETS.socket),
+            constant!(OFFSETS.socket_file),
+            constant!(OFFSETS.file_inode),
+        ];
+        let mut place = self;
+        for offset in steps {
+            if offset == ABSENT || place.0.is_null() {
+                return 0;
+            }
+            place = Self(place.follow(offset));
+        }
+        if place.0.is_null() {
+            return 0;
+        }
+        load!(place.0, inode_number as u64)
+    }
+
     /// The listener of a passive socket, at its first event (LISTEN -> SYN_RECV) only.
     ///
     /// There the socket is still a byte copy of its listener (`sk_clone`). Up to Linux 6.12 it has its listener's cookie,
@@ -328,6 +355,22 @@ impl Timer {
 pub(crate) struct Minisocket(u64);
 
 impl Minisocket {
+    /// The minisocket at this address.
+    pub(crate) const fn new(address: u64) -> Self {
+        Self(address)
+    }
+
+    /// When its timer is due, in ticks.
+    #[inline(always)]
+    pub(crate) fn due(self) -> u64 {
+        let within = constant!(OFFSETS.tw_timer);
+        if within == ABSENT {
+            return 0;
+        }
+        let timer = self.0 + u64::from(within) - u64::from(constant!(OFFSETS.timer_function));
+        read!(timer, timer_expires as u64)
+    }
+
     pub(crate) fn pointer(self) -> u64 {
         self.0
     }

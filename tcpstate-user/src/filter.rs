@@ -15,7 +15,7 @@ use tcpstate_common::{
 };
 
 use crate::{
-    event::{Comm, Endpoint, Protocol, TimeWaitEvent, TransitionEvent},
+    event::{Comm, Endpoint, Process, Protocol, SocketEvent, TimeWaitEvent, TransitionEvent},
     lifecycle::Transition,
 };
 
@@ -122,19 +122,39 @@ impl Filter {
     /// # Errors
     /// If the process or cgroup to filter by is not known.
     pub fn wants(&self, transition: &Transition) -> Result<bool, Unattributed> {
-        Ok(
-            self.state(&transition.event)
-                && self.cgroup(transition)?
-                && self.process(transition)?,
-        )
+        Ok(self.state(&transition.event)
+            && self.cgroup(transition.cgroup.as_deref())?
+            && self.process(transition.process)?)
+    }
+
+    /// Whether something of this process and cgroup is wanted.
+    ///
+    /// # Errors
+    /// If the process or cgroup to filter by is not known.
+    pub fn wants_owner(
+        &self,
+        process: Option<Process>,
+        cgroup: Option<&str>,
+    ) -> Result<bool, Unattributed> {
+        Ok(self.cgroup(cgroup)? && self.process(process)?)
     }
 
     /// Whether the connection of a minisocket is wanted.
     #[must_use]
     pub fn wants_minisocket(&self, event: &TimeWaitEvent) -> bool {
-        let (local, remote) = (&event.local, &event.remote);
+        self.wants_ends(Protocol::Tcp, &event.local, &event.remote)
+    }
+
+    /// Whether a socket that was found is wanted.
+    #[must_use]
+    pub fn wants_socket(&self, event: &SocketEvent) -> bool {
+        self.wants_ends(event.protocol, &event.local, &event.remote)
+    }
+
+    /// Whether a connection is wanted whose protocol and both ends are known.
+    fn wants_ends(&self, protocol: Protocol, local: &Endpoint, remote: &Endpoint) -> bool {
         let within = |end: &Endpoint| self.networks.iter().any(|net| net.contains(&end.addr));
-        self.protocol(Protocol::Tcp)
+        self.protocol(protocol)
             && self
                 .ip_version
                 .is_none_or(|wanted| local.addr.is_ipv4() == (wanted == IpVersion::V4))
@@ -191,22 +211,22 @@ impl Filter {
         }
     }
 
-    fn cgroup(&self, transition: &Transition) -> Result<bool, Unattributed> {
+    fn cgroup(&self, path: Option<&str>) -> Result<bool, Unattributed> {
         if self.cgroups.is_empty() {
             return Ok(true);
         }
-        let path = transition.cgroup.as_deref().ok_or(Unattributed)?;
+        let path = path.ok_or(Unattributed)?;
         Ok(self.cgroups.iter().any(|wanted| {
             path.strip_prefix(wanted.trim_end_matches('/'))
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         }))
     }
 
-    fn process(&self, transition: &Transition) -> Result<bool, Unattributed> {
+    fn process(&self, process: Option<Process>) -> Result<bool, Unattributed> {
         if self.pids.is_empty() && self.comms.is_empty() {
             return Ok(true);
         }
-        let process = transition.process.ok_or(Unattributed)?;
+        let process = process.ok_or(Unattributed)?;
         Ok((self.pids.is_empty() || self.pids.contains(&process.pid))
             && (self.comms.is_empty() || self.comms.contains(&process.comm)))
     }
@@ -296,6 +316,12 @@ impl Gate {
     #[must_use]
     pub fn undecided(&self) -> u64 {
         self.lost + self.waiting.len() as u64
+    }
+
+    /// Whether the first event of the socket at this address is held back.
+    #[must_use]
+    pub fn holds(&self, socket: u64) -> bool {
+        self.waiting.contains_key(&socket)
     }
 
     /// What comes through with this event: nothing, itself, or what was held back before it and itself.

@@ -13,15 +13,18 @@ pub enum LossKind {
     TableFull,
     /// Records that were still waiting for the output when the run ended.
     Unread,
+    /// Sockets that were there before, and could not be sent because the ring buffer was full.
+    NotFound,
 }
 
 impl LossKind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::RingFull,
         Self::Undecodable,
         Self::TableFull,
         Self::Unread,
+        Self::NotFound,
     ];
 
     /// The word for it in machine formats.
@@ -32,6 +35,7 @@ impl LossKind {
             Self::Undecodable => "undecodable",
             Self::TableFull => "table_full",
             Self::Unread => "unread",
+            Self::NotFound => "not_found",
         }
     }
 
@@ -47,6 +51,9 @@ impl LossKind {
             }
             Self::TableFull => {
                 "connections forgotten, the table was full; use a larger --max-connections or a filter"
+            }
+            Self::NotFound => {
+                "sockets that were there before could not be read, the ring buffer was full; use a larger --buffer"
             }
             Self::Unread => {
                 "records not shown, they still waited for the output at the end; use a filter or a faster output"

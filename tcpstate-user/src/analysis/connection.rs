@@ -8,7 +8,7 @@ use tcpstate_common::state::TcpState;
 
 use crate::{
     event::{Endpoint, Process, Protocol, Totals, TransitionEvent, Via},
-    lifecycle::{Bound, Phase, Reason, Transition},
+    lifecycle::{Bound, Found, Phase, Reason, Transition},
 };
 
 /// Who opened a connection.
@@ -230,10 +230,7 @@ impl Connections {
             // The socket is used again: the life before has ended unseen.
             self.open.swap_remove(&id);
         }
-        if !self.open.contains_key(&id) && self.open.len() >= self.limit {
-            self.open.swap_remove_index(0);
-            self.forgotten += 1;
-        }
+        self.make_room(id);
         let connection = self
             .open
             .entry(id)
@@ -245,6 +242,22 @@ impl Connections {
             return Some(ended);
         }
         None
+    }
+
+    /// Takes a connection that was there before.
+    pub fn found(&mut self, found: &Found) {
+        if found.state == TcpState::Listen {
+            return;
+        }
+        self.make_room(found.connection);
+        self.open.insert(found.connection, Connection::found(found));
+    }
+
+    fn make_room(&mut self, id: u64) {
+        if self.open.len() >= self.limit && !self.open.contains_key(&id) {
+            self.open.swap_remove_index(0);
+            self.forgotten += 1;
+        }
     }
 
     /// What is still open, in no order, when it is this late.
@@ -290,6 +303,41 @@ impl Connection {
             totals: None,
             damaged: false,
         }
+    }
+
+    fn found(found: &Found) -> Self {
+        use TcpState::{CloseWait, Closing, FinWait1, FinWait2, LastAck, TimeWait};
+        let mut connection = Self {
+            connection: found.connection,
+            netns: found.netns,
+            netns_cookie: found.netns_cookie,
+            protocol: found.protocol,
+            local: found.local,
+            remote: found.remote,
+            start: None,
+            end: None,
+            opened: Opened::Unknown,
+            closed_first: match found.state {
+                // Our FIN was sent before the peer's came; in TIME_WAIT nothing tells any more.
+                FinWait1 | FinWait2 => ClosedFirst::Local,
+                Closing => ClosedFirst::Both,
+                CloseWait | LastAck => ClosedFirst::Remote,
+                _ => ClosedFirst::Unknown,
+            },
+            how: How::Unknown,
+            states: [None; TcpState::ALL.len()],
+            time_wait: None,
+            owner: found.process,
+            closer: None,
+            uid: found.uid,
+            cgroup: found.cgroup.clone(),
+            totals: found.totals,
+            damaged: false,
+        };
+        if found.state == TimeWait {
+            connection.begin_time_wait(found.since);
+        }
+        connection
     }
 
     fn take(&mut self, transition: &Transition) {

@@ -41,7 +41,7 @@ After NEW stands why: the socket's error (ECONNRESET: a RST came), or why TIME_W
 minisocket took over in FIN_WAIT2, waiting for the peer's FIN.
 PID and COMM are shown only when the kernel told us: this transition happened in that process's own system call on
 this very socket, or an earlier one did, or its listener's. VIA (-w, -j, -s) says which: connect, listen, close,
-shutdown, syscall (another one), listener.
+shutdown, syscall (another one), listener; or scan: the process held a socket that was there before.
 
 Exit code: 0 something was shown, or ended by Ctrl-C; 1 nothing matched; 2 an error.
 
@@ -114,6 +114,10 @@ pub struct LiveArgs {
     /// How many open connections to remember; the longest silent are forgotten first
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = connections)]
     pub max_connections: usize,
+
+    /// Leave out the sockets that are there at the start, and the search for their processes
+    #[arg(long)]
+    pub skip_existing: bool,
 
     /// Which hook to use for transitions
     #[arg(long, value_enum, default_value_t = HookChoice::Auto)]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval, sleep, sleep_until},
 };
 
@@ -19,7 +19,7 @@ use crate::{
     clock::{self, Clock},
     event::Event,
     filter::Filter,
-    kernel::{Attached, Cgroups, Hook, Request, Tracer, drop_privileges},
+    kernel::{self, Attached, Cgroups, Hook, Missing, Progress, Request, Tracer, drop_privileges},
     message::say,
     sink::{Rows, Summary},
 };
@@ -43,9 +43,14 @@ pub fn run(args: &LiveArgs, rows: Rows, running: bool) -> Result<Outcome> {
         timewait: args.timewait.wanted(),
         filter: filter.for_kernel(),
         buffer: args.buffer,
+        existing: !args.skip_existing,
     };
     let attached = Attached::new(&request)?;
     check(&filter, &attached)?;
+    // This one needs its privileges for as long as it reads.
+    let existing = attached
+        .existing
+        .then(|| kernel::read_existing(attached.ebpf.clone(), filter.netns, args.buffer));
     // Before there are other threads: each has privileges of its own.
     drop_privileges();
     tokio::runtime::Builder::new_multi_thread()
@@ -56,15 +61,12 @@ pub fn run(args: &LiveArgs, rows: Rows, running: bool) -> Result<Outcome> {
         .block_on(async {
             let tracer = Tracer::new(attached)?;
             for missing in &tracer.plan().missing {
-                say(format_args!(
-                    "warning: {} lost, since there is no {}",
-                    missing.loses, missing.what
-                ));
+                warn(missing);
             }
             let out = target.begin();
             let sink = output::sink(&args.output, rows, out, Clock::starting(tracer.start()))?;
             let view = View::new(args, filter, cgroups, sink, &tracer, rows, running);
-            follow(tracer, view, args).await.map_err(|error| {
+            follow(tracer, view, args, existing).await.map_err(|error| {
                 if error.is::<std::io::Error>() {
                     error.context("the output cannot be written")
                 } else {
@@ -87,7 +89,19 @@ fn check(filter: &Filter, attached: &Attached) -> Result<()> {
     Ok(())
 }
 
-async fn follow(mut tracer: Tracer, mut view: View, args: &LiveArgs) -> Result<Outcome> {
+fn warn(missing: &Missing) {
+    say(format_args!(
+        "warning: {} lost, since there is no {}",
+        missing.loses, missing.what
+    ));
+}
+
+async fn follow(
+    mut tracer: Tracer,
+    mut view: View,
+    args: &LiveArgs,
+    mut existing: Option<mpsc::Receiver<Progress>>,
+) -> Result<Outcome> {
     let mut stop = stop_signal()?;
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -101,6 +115,7 @@ async fn follow(mut tracer: Tracer, mut view: View, args: &LiveArgs) -> Result<O
 
     let mut signalled = false;
     let mut busy = false;
+    let mut all_found = existing.is_none();
     while !view.is_done() {
         tokio::select! {
             biased;
@@ -109,6 +124,14 @@ async fn follow(mut tracer: Tracer, mut view: View, args: &LiveArgs) -> Result<O
                 break;
             }
             () = wait_until(end) => break,
+            progress = next(&mut existing) => match progress {
+                Progress::Owners(owners) => view.begin_finding(owners),
+                Progress::Part => {}
+                Progress::End(missing) => {
+                    existing = None;
+                    missing.iter().for_each(warn);
+                }
+            },
             () = std::future::ready(()), if busy => {}
             () = tracer.filling() => {}
             _ = tick.tick() => {}
@@ -123,6 +146,17 @@ async fn follow(mut tracer: Tracer, mut view: View, args: &LiveArgs) -> Result<O
         )?;
         if !busy {
             view.settle(now)?;
+            if existing.is_none() && !all_found {
+                all_found = true;
+                let found = view.end_finding();
+                say(format_args!(
+                    "{} there already",
+                    match found {
+                        1 => "1 socket was".to_owned(),
+                        many => format!("{many} sockets were"),
+                    }
+                ));
+            }
         }
         view.resize(output::columns(&args.output));
         view.flush()?;
@@ -196,6 +230,7 @@ fn finish(
         events: view.events(),
         shown: view.shown(),
         connections: counts.connections,
+        found: counts.found,
         damaged: counts.damaged,
         undecided: view.undecided(),
         unattributed: view.unattributed(),
@@ -261,6 +296,18 @@ fn is_ignored(signal: libc::c_int) -> bool {
     // SAFETY: a null pointer asks only; `action` lives through the call.
     let result = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
     result == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// What the reader of existing sockets says next, if there is one.
+async fn next(existing: &mut Option<mpsc::Receiver<Progress>>) -> Progress {
+    match existing {
+        // Its thread says that it ends, unless it panics.
+        Some(receiver) => receiver
+            .recv()
+            .await
+            .unwrap_or_else(|| Progress::End(Vec::new())),
+        None => std::future::pending().await,
+    }
 }
 
 async fn wait_until(end: Option<tokio::time::Instant>) {

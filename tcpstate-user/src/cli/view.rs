@@ -3,15 +3,16 @@
 use std::io;
 
 use anyhow::Result;
+use tcpstate_common::state::TcpState;
 
 use super::args::LiveArgs;
 use crate::{
     analysis::Connections,
     clock,
-    event::{Event, TransitionEvent},
+    event::{Event, SocketEvent, TimeWaitEvent, TimerStep, TransitionEvent},
     filter::{Filter, Gate, Unattributed},
-    kernel::{Cgroups, Tracer},
-    lifecycle::{Counts, Lifecycle, Transition},
+    kernel::{Cgroups, Owners, Tracer},
+    lifecycle::{Counts, Found, Lifecycle, Transition},
     loss::{Loss, LossKind, LossTotals},
     message::say,
     sink::{OtherProtocols, Rows, Sink, Summary},
@@ -24,6 +25,7 @@ pub struct View {
     lifecycle: Lifecycle,
     sink: Box<dyn Sink>,
     cgroups: Cgroups,
+    owners: Owners,
     connections: Option<Connections>,
     running: bool,
     transitions: Vec<Transition>,
@@ -50,13 +52,16 @@ impl View {
         running: bool,
     ) -> Self {
         let limit = args.max_connections;
+        let mut lifecycle = Lifecycle::new(limit, tracer.start())
+            .with_minisockets(tracer.plan().callers.clone(), clock::tick());
+        lifecycle.begin_finding();
         Self {
             filter,
             gate: Gate::default(),
-            lifecycle: Lifecycle::new(limit, tracer.start())
-                .with_minisockets(tracer.plan().callers.clone(), clock::tick()),
+            lifecycle,
             sink,
             cgroups,
+            owners: Owners::default(),
             connections: (rows == Rows::Connections).then(|| Connections::new(limit)),
             running,
             transitions: Vec::new(),
@@ -98,23 +103,78 @@ impl View {
     }
 
     fn event(&mut self, event: Event) -> io::Result<()> {
-        self.events += 1;
         match event {
-            Event::Transition(event) => self.transition(event),
-            Event::TimeWait(event) if self.filter.wants_minisocket(&event) => {
+            Event::Transition(event) => {
+                self.events += 1;
+                self.transition(event)
+            }
+            Event::Socket(event) => {
+                self.found_socket(&event);
+                Ok(())
+            }
+            Event::TimeWait(event) if event.step == TimerStep::Found => {
+                self.found_minisocket(&event);
+                Ok(())
+            }
+            Event::TimeWait(event) => {
+                self.events += 1;
+                if !self.filter.wants_minisocket(&event) {
+                    return Ok(());
+                }
                 self.understand(|lifecycle, out| lifecycle.event(Event::TimeWait(event), out))
             }
-            Event::TimeWait(_) => Ok(()),
         }
     }
 
-    fn transition(&mut self, event: TransitionEvent) -> io::Result<()> {
-        if let Some(id) = event.cgroup
+    /// The sockets that were there before are about to be read; these are the processes that hold them.
+    pub fn begin_finding(&mut self, owners: Owners) {
+        self.owners = owners;
+    }
+
+    /// All of them have been read; says how many.
+    pub fn end_finding(&mut self) -> u64 {
+        self.owners = Owners::default();
+        self.lifecycle.end_finding();
+        self.lifecycle.counts().found
+    }
+
+    fn found_socket(&mut self, event: &SocketEvent) {
+        let listens = event.state == TcpState::Listen;
+        if !listens && !self.filter.wants_socket(event) || self.gate.holds(event.socket) {
+            return;
+        }
+        self.name_cgroup(event.cgroup);
+        let owner = event.inode.and_then(|inode| self.owners.of(inode));
+        if let Some(found) = self.lifecycle.found(event, owner) {
+            self.found(&found);
+        }
+    }
+
+    fn found_minisocket(&mut self, event: &TimeWaitEvent) {
+        if self.filter.wants_minisocket(event)
+            && let Some(found) = self.lifecycle.found_minisocket(event)
+        {
+            self.found(&found);
+        }
+    }
+
+    fn found(&mut self, found: &Found) {
+        if let Some(connections) = &mut self.connections {
+            connections.found(found);
+        }
+    }
+
+    fn name_cgroup(&mut self, id: Option<u64>) {
+        if let Some(id) = id
             && !self.lifecycle.knows_cgroup(id)
             && let Some(path) = self.cgroups.path(id)
         {
             self.lifecycle.name_cgroup(id, &path);
         }
+    }
+
+    fn transition(&mut self, event: TransitionEvent) -> io::Result<()> {
+        self.name_cgroup(event.cgroup);
         for admitted in self.gate.admit(&self.filter, event).into_iter().flatten() {
             let transition = self.lifecycle.transition(admitted.event);
             if admitted.wanted {
@@ -183,8 +243,18 @@ impl View {
             if self.shown == self.wanted {
                 break;
             }
-            self.shown += 1;
-            self.sink.connection(&connection)?;
+            let process = connection.closer.or(connection.owner);
+            match self
+                .filter
+                .wants_owner(process, connection.cgroup.as_deref())
+            {
+                Ok(true) => {
+                    self.shown += 1;
+                    self.sink.connection(&connection)?;
+                }
+                Ok(false) => {}
+                Err(Unattributed) => self.unattributed += 1,
+            }
         }
         Ok(())
     }
@@ -269,11 +339,14 @@ impl Losses {
             (LossKind::Undecodable, view.undecodable),
             (LossKind::TableFull, view.forgotten()),
             (LossKind::Unread, view.unread),
+            (LossKind::NotFound, counters.not_found),
         ];
         for (kind, total) in seen {
             let count = self.totals.advance(kind, total);
             if count > 0 {
-                view.lifecycle.events_lost(now);
+                if kind != LossKind::NotFound {
+                    view.lifecycle.events_lost(now);
+                }
                 say(format_args!("LOST {count}: {}", kind.advice()));
                 view.sink.loss(&Loss {
                     kind,

@@ -1,5 +1,6 @@
 //! What the kernel side sent, decoded and checked: nothing in a record is trusted as it comes.
 
+mod socket;
 mod timewait;
 
 use std::{
@@ -9,11 +10,12 @@ use std::{
 
 use bytes::Buf;
 use tcpstate_common::{
-    record::{RecordKind, TimeWaitRecord, TransitionRecord, flags},
+    record::{RecordKind, SocketRecord, TimeWaitRecord, TransitionRecord, flags},
     state::TcpState,
 };
 use zerocopy::FromBytes;
 
+pub use socket::SocketEvent;
 pub use timewait::{TimeWaitEvent, TimerStep};
 
 /// Something that happened in the kernel.
@@ -23,6 +25,8 @@ pub enum Event {
     Transition(TransitionEvent),
     /// Something happened to the timer of a TIME_WAIT minisocket.
     TimeWait(TimeWaitEvent),
+    /// A full socket that was there before.
+    Socket(SocketEvent),
 }
 
 /// Why a record could not be decoded.
@@ -132,6 +136,8 @@ pub enum Via {
     Syscall,
     /// It is the owner of the listener that this socket came from.
     Listener,
+    /// It held the socket when we began to look (`/proc/PID/fd`).
+    Scan,
 }
 
 impl Via {
@@ -145,6 +151,7 @@ impl Via {
             Self::Shutdown => "shutdown",
             Self::Syscall => "syscall",
             Self::Listener => "listener",
+            Self::Scan => "scan",
         }
     }
 }
@@ -229,6 +236,21 @@ pub struct Totals {
     pub rtt_us: Option<u32>,
 }
 
+impl Totals {
+    /// `srtt_us` is in eighths of a microsecond, 0 without a sample.
+    const fn new(bytes_acked: u64, bytes_received: u64, retransmits: u32, srtt_us: u32) -> Self {
+        Self {
+            bytes_acked,
+            bytes_received,
+            retransmits,
+            rtt_us: match srtt_us >> 3 {
+                0 => None,
+                rtt => Some(rtt),
+            },
+        }
+    }
+}
+
 /// A state transition as the kernel saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransitionEvent {
@@ -278,6 +300,8 @@ impl Event {
         const ARMED: u8 = RecordKind::TimeWaitArmed as u8;
         const CANCELLED: u8 = RecordKind::TimeWaitCancelled as u8;
         const EXPIRED: u8 = RecordKind::TimeWaitExpired as u8;
+        const FOUND: u8 = RecordKind::TimeWaitFound as u8;
+        const SOCKET: u8 = RecordKind::Socket as u8;
         let timewait = |step| {
             let record: TimeWaitRecord = read(bytes)?;
             TimeWaitEvent::from_record(&record, step).map(Self::TimeWait)
@@ -290,6 +314,11 @@ impl Event {
             ARMED => timewait(TimerStep::Armed),
             CANCELLED => timewait(TimerStep::Cancelled),
             EXPIRED => timewait(TimerStep::Expired),
+            FOUND => timewait(TimerStep::Found),
+            SOCKET => {
+                let record: SocketRecord = read(bytes)?;
+                SocketEvent::from_record(&record).map(Self::Socket)
+            }
             kind => Err(DecodeError::UnknownKind(kind)),
         }
     }
@@ -300,6 +329,7 @@ impl Event {
         match self {
             Self::Transition(event) => event.time,
             Self::TimeWait(event) => event.time,
+            Self::Socket(event) => event.time,
         }
     }
 }
@@ -345,11 +375,13 @@ impl TransitionEvent {
             old,
             new,
             error: (record.error > 0).then_some(record.error),
-            totals: (record.flags & flags::TOTALS != 0).then_some(Totals {
-                bytes_acked: record.bytes_acked,
-                bytes_received: record.bytes_received,
-                retransmits: record.retransmits,
-                rtt_us: Some(record.srtt_us >> 3).filter(|rtt| *rtt != 0),
+            totals: (record.flags & flags::TOTALS != 0).then(|| {
+                Totals::new(
+                    record.bytes_acked,
+                    record.bytes_received,
+                    record.retransmits,
+                    record.srtt_us,
+                )
             }),
             context: (record.flags & flags::OWNED != 0).then(|| Context {
                 pid: record.pid,

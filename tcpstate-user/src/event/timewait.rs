@@ -16,6 +16,8 @@ pub enum TimerStep {
     Cancelled,
     /// It expires.
     Expired,
+    /// It runs: the minisocket was found in the kernel's list.
+    Found,
 }
 
 /// Something happened to the timer of a minisocket.

@@ -3,16 +3,20 @@
 pub mod btf;
 mod capability;
 mod cgroup;
+mod existing;
 mod format;
 mod netns;
+mod owners;
 pub mod plan;
 pub mod probe;
 mod tracer;
 
 pub use capability::drop_privileges;
 pub use cgroup::Cgroups;
+pub use existing::{Progress, start as read_existing};
 pub use netns::find as find_netns;
-pub use plan::{Attached, Hook, Plan, Request, Wanted};
+pub use owners::Owners;
+pub use plan::{Attached, Hook, Missing, Plan, Request, Wanted};
 pub use tracer::Tracer;
 
 /// Whether process ids mean the same to us as to the kernel.

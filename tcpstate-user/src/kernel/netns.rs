@@ -1,11 +1,13 @@
 //! Network namespaces by name, path or inode number.
 
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     fs::{self, File},
     io,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -15,6 +17,7 @@ use crate::filter::Netns;
 
 /// Where `ip netns` keeps names.
 const NAMES: &str = "/run/netns";
+const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Finds a namespace by a name of `ip netns`, a path (`/proc/1234/ns/net`), an inode number, or `self`.
 ///
@@ -22,7 +25,7 @@ const NAMES: &str = "/run/netns";
 /// If there is none, or it cannot be looked at.
 pub fn find(name: &str) -> Result<Netns> {
     let path = if name == "self" {
-        PathBuf::from("/proc/thread-self/ns/net")
+        PathBuf::from(OWN)
     } else if name.contains('/') {
         PathBuf::from(name)
     } else if Path::new(NAMES).join(name).exists() {
@@ -55,6 +58,81 @@ pub fn find(name: &str) -> Result<Netns> {
     })
 }
 
+/// The network namespaces of all threads, and those that are mounted somewhere, by inode number; and whether there was time
+/// to look at all of them. Those that only sockets keep alive are not among them.
+#[must_use]
+pub fn all(limit: Duration) -> (BTreeMap<u32, File>, bool) {
+    let deadline = Instant::now() + limit;
+    let mut found = BTreeMap::new();
+    add(&mut found, Path::new(OWN));
+    for path in mounted() {
+        add(&mut found, &path);
+    }
+    for process in numbered(Path::new("/proc")) {
+        if Instant::now() >= deadline {
+            return (found, false);
+        }
+        for thread in numbered(&process.join("task")) {
+            add(&mut found, &thread.join("ns/net"));
+        }
+    }
+    (found, true)
+}
+
+/// The inode number of the namespace that this thread is in.
+pub(super) fn own() -> Option<u32> {
+    inode(&fs::metadata(OWN).ok()?)
+}
+
+fn inode(metadata: &fs::Metadata) -> Option<u32> {
+    u32::try_from(metadata.ino()).ok()
+}
+
+/// What may not be looked at, or has ended, is left out.
+fn add(found: &mut BTreeMap<u32, File>, path: &Path) {
+    let Some(number) = fs::metadata(path).ok().as_ref().and_then(inode) else {
+        return;
+    };
+    if let Entry::Vacant(entry) = found.entry(number)
+        && let Ok(file) = File::open(path)
+        // It may be another one by now.
+        && file.metadata().ok().as_ref().and_then(inode) == Some(number)
+        && is_netns(&file)
+    {
+        entry.insert(file);
+    }
+}
+
+/// Where namespaces are mounted, by `ip netns` or a container runtime.
+fn mounted() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    mounts
+        .lines()
+        .filter_map(|line| {
+            // ID, parent, device, root (`net:[4026532000]`), mount point
+            let mut words = line.split(' ').skip(3);
+            words.next()?.strip_prefix("net:[")?;
+            Some(PathBuf::from(words.next()?))
+        })
+        .collect()
+}
+
+/// The entries of a directory whose names are numbers.
+fn numbered(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            entry
+                .file_name()
+                .as_encoded_bytes()
+                .first()
+                .is_some_and(u8::is_ascii_digit)
+        })
+        .map(|entry| entry.path())
+}
+
 fn is_netns(file: &File) -> bool {
     const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
     // SAFETY: the request takes no argument; a file that is no namespace refuses it.
@@ -69,18 +147,7 @@ fn path_of(inode: u64) -> Option<PathBuf> {
         .flatten()
         .flatten()
         .map(|entry| entry.path());
-    let processes = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| {
-            entry
-                .file_name()
-                .as_encoded_bytes()
-                .first()
-                .is_some_and(u8::is_ascii_digit)
-        })
-        .map(|entry| entry.path().join("ns/net"));
+    let processes = numbered(Path::new("/proc")).map(|process| process.join("ns/net"));
     named.chain(processes).find(|path| is(path))
 }
 

@@ -1,6 +1,9 @@
 //! Which hook this kernel allows, found out by asking it, best first.
 
-use std::{fmt, fs};
+use std::{
+    fmt, fs,
+    sync::{Arc, Mutex},
+};
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
@@ -14,7 +17,7 @@ use tcpstate_common::{
     fields::{Format, Offsets},
 };
 
-use super::{btf, capability, format};
+use super::{btf, capability, existing, format};
 use crate::{clock, lifecycle::Callers};
 
 /// The kernel side, built from `tcpstate-ebpf` by `cargo xtask ebpf`.
@@ -54,6 +57,7 @@ impl Hook {
                 "processes: no event says whose it is",
                 "user ids, cgroups, network namespaces, errors",
                 "the life of TIME_WAIT",
+                "sockets that were there before, and their processes",
                 "socket cookies: connections are told apart by socket address, which the kernel reuses",
             ],
         }
@@ -89,6 +93,8 @@ pub struct Request {
     pub filter: KernelFilter,
     /// Bytes of the ring buffer: a power of two, at least a page.
     pub buffer: u32,
+    /// Whether sockets that are there already are wanted.
+    pub existing: bool,
 }
 
 /// How much something is wanted.
@@ -152,7 +158,9 @@ pub struct Attached {
     /// How.
     pub plan: Plan,
     /// Maps and programs.
-    pub ebpf: Ebpf,
+    pub ebpf: Arc<Mutex<Ebpf>>,
+    /// Whether the sockets that are there already can be read.
+    pub existing: bool,
     /// When they were in place (nanoseconds of `CLOCK_MONOTONIC`).
     pub start: u64,
 }
@@ -166,10 +174,11 @@ impl Attached {
         attach(request, &mut Vec::new())
     }
 
-    fn now(plan: Plan, ebpf: Ebpf) -> Self {
+    fn now(plan: Plan, ebpf: Ebpf, existing: bool) -> Self {
         Self {
             plan,
-            ebpf,
+            ebpf: Arc::new(Mutex::new(ebpf)),
+            existing,
             start: clock::monotonic_now(),
         }
     }
@@ -301,12 +310,25 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
             Ok(()) => {
                 plan.missing.extend(missing_cookies(cookie_helper));
                 watch_minisockets(&mut plan, &mut ebpf, request.timewait, &kernel_types)?;
-                return Ok(Attached::now(plan, ebpf));
+                let existing = request.existing && can_find(&mut plan, &mut ebpf, &kernel_types);
+                return Ok(Attached::now(plan, ebpf, existing));
             }
             Err(error) => refusal = reason(&error),
         }
     }
     Err(refusal)
+}
+
+/// Loads the iterator over sockets, or says in the plan why not.
+fn can_find(plan: &mut Plan, ebpf: &mut Ebpf, kernel_types: &Btf) -> bool {
+    let loaded = existing::load(ebpf, kernel_types);
+    if let Err(error) = &loaded {
+        plan.missing.push(Missing {
+            what: format!("iterator over sockets: {}", reason(error)),
+            loses: "sockets that were there before, and their processes".to_owned(),
+        });
+    }
+    loaded.is_ok()
 }
 
 /// Attaches the timer tracepoints, or says in the plan (or as an error) why not.
@@ -404,7 +426,7 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
     };
     let mut ebpf = load_maps(&plan, request, None)?;
     attach_classic(&mut ebpf).map_err(|error| reason(&error))?;
-    Ok(Attached::now(plan, ebpf))
+    Ok(Attached::now(plan, ebpf, false))
 }
 
 /// Hands over the constants and makes the maps. The programs are not loaded yet.

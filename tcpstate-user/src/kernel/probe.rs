@@ -56,6 +56,7 @@ pub fn run() -> Report {
             timewait: Wanted::IfPossible,
             filter,
             buffer: BUFFER,
+            existing: true,
         };
         let attached = plan::attach(&request, &mut attempts);
         let reason = match attached {

@@ -1,6 +1,9 @@
 //! Hooks in place, and the reading end of the ring buffer.
 
+use std::sync::PoisonError;
+
 use anyhow::{Context as _, Result};
+use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
 use tcpstate_common::record::Counter;
@@ -24,6 +27,8 @@ pub struct Tracer {
 pub struct Counters {
     /// Records that found the ring buffer full.
     pub lost: u64,
+    /// Sockets that were there before, and found the ring buffer full.
+    pub not_found: u64,
     /// Transitions of protocols that were not asked for.
     pub other_protocols: OtherProtocols,
 }
@@ -49,13 +54,15 @@ impl Tracer {
     ///
     /// # Errors
     /// If the maps are not as they should be.
-    pub fn new(mut attached: Attached) -> Result<Self> {
+    pub fn new(attached: Attached) -> Result<Self> {
         let start = attached.start;
-        let logger = EbpfLogger::init_with_logger(&mut attached.ebpf, Messages).ok();
-        let ring = RingBuf::try_from(take_map(&mut attached, "RECORDS")?)?;
-        let counters = PerCpuArray::try_from(take_map(&mut attached, "COUNTERS")?)?;
+        let mut ebpf = attached.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        let logger = EbpfLogger::init_with_logger(&mut ebpf, Messages).ok();
+        let ring = RingBuf::try_from(take_map(&mut ebpf, "RECORDS")?)?;
+        let counters = PerCpuArray::try_from(take_map(&mut ebpf, "COUNTERS")?)?;
         // SAFETY: the ring owns its descriptor, always the same one, and closes it when dropped.
         let ring = unsafe { AsyncFd::register(ring) }.context("cannot wait for the ring buffer")?;
+        drop(ebpf);
         Ok(Self {
             ring,
             counters,
@@ -118,6 +125,7 @@ impl Tracer {
         };
         Ok(Counters {
             lost: sum(Counter::LostTransition)? + sum(Counter::LostTimeWait)?,
+            not_found: sum(Counter::LostSocket)?,
             other_protocols: OtherProtocols {
                 mptcp: sum(Counter::OtherMptcp)?,
                 sctp: sum(Counter::OtherSctp)?,
@@ -127,9 +135,7 @@ impl Tracer {
     }
 }
 
-fn take_map(attached: &mut Attached, name: &str) -> Result<Map> {
-    attached
-        .ebpf
-        .take_map(name)
+fn take_map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name)
         .with_context(|| format!("the eBPF object has no map {name}"))
 }

@@ -4,7 +4,7 @@
 use rustc_hash::FxHashMap;
 use tcpstate_common::state::TcpState;
 
-use crate::event::TransitionEvent;
+use crate::event::{SocketEvent, TransitionEvent};
 
 /// Identities of our own start here: above every cookie, and exact in a JSON reader that knows only doubles.
 pub const OWN_IDS: u64 = 1 << 52;
@@ -22,14 +22,22 @@ impl Identities {
         if let Some(cookie) = event.cookie {
             return cookie;
         }
-        if !event.is_birth()
-            && let Some(id) = self.current(event.socket)
-        {
-            return id;
+        match self.current(event.socket).filter(|_| !event.is_birth()) {
+            Some(id) => id,
+            None => self.make(event.socket),
         }
+    }
+
+    /// The identity of a socket that was found.
+    pub(super) fn of_found(&mut self, event: &SocketEvent) -> u64 {
+        let known = event.cookie.or_else(|| self.current(event.socket));
+        known.unwrap_or_else(|| self.make(event.socket))
+    }
+
+    fn make(&mut self, socket: u64) -> u64 {
         let id = OWN_IDS + self.made;
         self.made += 1;
-        self.current.insert(event.socket, id);
+        self.current.insert(socket, id);
         id
     }
 

@@ -4,6 +4,7 @@
 //! never by pointer (except where the kernel has no cookies, see `identity.rs`).
 
 mod caller;
+mod found;
 mod identity;
 mod phase;
 mod timewait;
@@ -14,11 +15,13 @@ use indexmap::IndexMap;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use tcpstate_common::state::TcpState;
 
-use crate::event::{Event, Process, TimeWaitEvent, TransitionEvent, Via};
+use crate::event::{Event, Process, TimeWaitEvent, TimerStep, TransitionEvent, Via};
+use found::Ended;
 use identity::Identities;
 use timewait::MiniSockets;
 
 pub use caller::{Caller, Callers};
+pub use found::Found;
 pub use identity::OWN_IDS;
 pub use phase::{Bound, Phase};
 pub use timewait::Reason;
@@ -66,6 +69,8 @@ pub struct Counts {
     pub damaged: u64,
     /// Connections forgotten because the table was full.
     pub evicted: u64,
+    /// Sockets that were there before.
+    pub found: u64,
 }
 
 /// What is kept of one open connection.
@@ -87,6 +92,7 @@ pub struct Lifecycle {
     identities: Identities,
     cgroups: FxHashMap<u64, Arc<str>>,
     minisockets: MiniSockets,
+    ended: Ended,
     limit: usize,
     start: u64,
     /// When something was lost last, if anything was.
@@ -105,6 +111,7 @@ impl Lifecycle {
             identities: Identities::default(),
             cgroups: FxHashMap::default(),
             minisockets: MiniSockets::new(limit.max(1), Callers::default(), DEFAULT_TICK),
+            ended: Ended::default(),
             limit: limit.max(1),
             start,
             lost: None,
@@ -168,7 +175,13 @@ impl Lifecycle {
     pub fn event(&mut self, event: Event, mut out: impl FnMut(Transition)) {
         match event {
             Event::Transition(event) => out(self.transition(event)),
+            Event::TimeWait(event) if event.step == TimerStep::Found => {
+                self.found_minisocket(&event);
+            }
             Event::TimeWait(event) => self.timewait(event, out),
+            Event::Socket(event) => {
+                self.found(&event, None);
+            }
         }
     }
 
@@ -179,10 +192,13 @@ impl Lifecycle {
             cgroups,
             start,
             lost,
+            ended,
+            limit,
             ..
         } = self;
         let unseen = lost.is_none().then_some(*start);
         minisockets.settle(now, unseen, &mut |transition| {
+            note_end(ended, &transition, *limit);
             out(named(cgroups, transition));
         });
     }
@@ -194,10 +210,13 @@ impl Lifecycle {
             counts,
             start,
             lost,
+            ended,
+            limit,
             ..
         } = self;
         let unseen = lost.is_none().then_some(*start);
         minisockets.event(event, unseen, &mut |transition| {
+            note_end(ended, &transition, *limit);
             counts.transitions += 1;
             out(named(cgroups, transition));
         });
@@ -230,6 +249,9 @@ impl Lifecycle {
         if event.new == TcpState::Close {
             self.connections.swap_remove(&id);
             self.identities.forget(&event);
+            if born.is_none() {
+                self.ended.add(&event, self.limit);
+            }
         } else {
             self.insert(id, Connection::after(&event, known.as_ref(), phase, owner));
         }
@@ -277,12 +299,12 @@ impl Lifecycle {
         let Some(context) = &event.context else {
             return before;
         };
-        let in_use =
-            !event.is_destroyed() && before.is_none_or(|process| process.via == Via::Listener);
+        let used = |process: Process| !matches!(process.via, Via::Listener | Via::Scan);
+        let in_use = !event.is_destroyed() && !before.is_some_and(used);
         let owns = match context.via {
             Via::Connect | Via::Listen => true,
             Via::Syscall => in_use,
-            Via::Close | Via::Shutdown | Via::Listener => false,
+            Via::Close | Via::Shutdown | Via::Listener | Via::Scan => false,
         };
         if owns {
             Some(Process {
@@ -392,6 +414,13 @@ impl Connection {
 
 /// 250 ticks a second.
 const DEFAULT_TICK: u64 = 4_000_000;
+
+/// Remembers that a minisocket has ended.
+fn note_end(ended: &mut Ended, transition: &Transition, limit: usize) {
+    if transition.event.new == TcpState::Close {
+        ended.add(&transition.event, limit);
+    }
+}
 
 /// With the name of its cgroup.
 fn named(cgroups: &FxHashMap<u64, Arc<str>>, transition: Transition) -> Transition {

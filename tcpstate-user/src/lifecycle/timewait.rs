@@ -162,6 +162,7 @@ impl MiniSockets {
                 self.cancelled.insert(event.cpu, event);
             }
             TimerStep::Expired => self.end(&event, Reason::Expired, unseen, out),
+            TimerStep::Found => {}
         }
     }
 
@@ -188,6 +189,44 @@ impl MiniSockets {
         }
     }
 
+    /// Takes a minisocket that was found, and says since when at least it is in its state; `None` if it is known. `start` is
+    /// since when a change would have been seen.
+    pub(super) fn found(&mut self, event: &TimeWaitEvent, start: u64) -> Option<u64> {
+        let known = self.lives.get(&event.minisocket);
+        if known.is_some_and(|life| life.cookie == event.cookie) {
+            return None;
+        }
+        let start = start.min(event.time);
+        let since = match event.substate {
+            TcpState::TimeWait => start.min(self.started(event)),
+            _ => start,
+        };
+        self.make_room();
+        let mut life = Life::new(event, since, Bound::AtLeast);
+        life.armed = since;
+        self.lives.insert(event.minisocket, life);
+        Some(since)
+    }
+
+    /// When TIME_WAIT was started last, exact to a tick: it takes 60 s, unless the timer wheel is late.
+    fn started(&self, event: &TimeWaitEvent) -> u64 {
+        let started_ticks = event
+            .due
+            .saturating_sub(TIME_WAIT_NANOSECONDS / self.tick.max(1));
+        let ago = event
+            .ticks
+            .saturating_sub(started_ticks)
+            .saturating_mul(self.tick);
+        event.time.saturating_sub(ago)
+    }
+
+    fn make_room(&mut self) {
+        if self.lives.len() >= self.limit {
+            self.lives.swap_remove_index(0);
+            self.forgotten += 1;
+        }
+    }
+
     fn armed(&mut self, event: &TimeWaitEvent, out: &mut impl FnMut(Transition)) {
         let known = self
             .lives
@@ -211,10 +250,7 @@ impl MiniSockets {
     }
 
     fn born(&mut self, event: &TimeWaitEvent) {
-        if self.lives.len() >= self.limit {
-            self.lives.swap_remove_index(0);
-            self.forgotten += 1;
-        }
+        self.make_room();
         if self.born.len() >= self.limit {
             self.born.clear();
         }
@@ -275,14 +311,7 @@ impl MiniSockets {
         known: bool,
         out: &mut impl FnMut(Transition),
     ) {
-        let started_ticks = event
-            .due
-            .saturating_sub(TIME_WAIT_NANOSECONDS / self.tick.max(1));
-        let ago = event
-            .ticks
-            .saturating_sub(started_ticks)
-            .saturating_mul(self.tick);
-        let started = event.time.saturating_sub(ago);
+        let started = self.started(event);
         if life.state == TcpState::FinWait2 {
             let started = started.max(life.armed);
             let phase = Phase::between(life.entered, started, life.bound);

@@ -91,6 +91,8 @@ pub struct Summary {
     pub shown: u64,
     /// Connections and listeners seen, shown or not.
     pub connections: u64,
+    /// Sockets that were there before.
+    pub found: u64,
     /// Transitions whose old state did not follow from what was seen before.
     pub damaged: u64,
     /// Connections whose deciding port or address was not known to the end.

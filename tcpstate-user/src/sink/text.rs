@@ -427,6 +427,9 @@ impl fmt::Display for Summary {
             self.seconds,
             self.hooks.join(", "),
         )?;
+        if self.found > 0 {
+            writeln!(out, "# {} there already", plural(self.found, "socket"))?;
+        }
         if self.loss.is_none() {
             writeln!(out, "# nothing lost")?;
         }

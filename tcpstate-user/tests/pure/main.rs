@@ -5,6 +5,7 @@
 mod command_line;
 mod connections;
 mod decode;
+mod found;
 mod gate;
 mod lifecycle;
 mod output;

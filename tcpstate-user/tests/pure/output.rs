@@ -149,6 +149,7 @@ fn summary() -> Summary {
         events: 12,
         shown: 10,
         connections: 4,
+        found: 3,
         damaged: 1,
         undecided: 2,
         unattributed: 1,

@@ -140,6 +140,15 @@ impl Tool {
 
     /// Starts `tcpstate` with these arguments, and waits until its hooks are in place.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_until(arguments, "tracing TCP")
+    }
+
+    /// Starts `tcpstate` with these arguments, and waits until it has found the sockets that are there already.
+    pub fn start_with_existing(arguments: &[&str]) -> Self {
+        Self::start_until(arguments, "there already")
+    }
+
+    fn start_until(arguments: &[&str], message: &str) -> Self {
         let mut child = start(
             Command::new(env!("CARGO_BIN_EXE_tcpstate"))
                 .args(arguments)
@@ -157,7 +166,7 @@ impl Tool {
         });
         let mut stderr = BufReader::new(child.stderr.take().expect("its messages"));
         let mut first = String::new();
-        while !first.contains("tracing TCP") {
+        while !first.contains(message) {
             let before = first.len();
             stderr
                 .read_line(&mut first)

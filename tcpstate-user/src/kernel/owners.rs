@@ -1,0 +1,128 @@
+//! Which process holds which socket, as `/proc/PID/fd` tells: for sockets that were there before the hooks.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use rustc_hash::FxHashMap;
+
+use crate::event::{Comm, Process, Via};
+
+/// Processes by the inode number of a socket that they hold.
+#[derive(Debug, Default)]
+pub struct Owners {
+    holders: FxHashMap<u64, Process>,
+    /// Not every process was looked at in time.
+    pub cut_short: bool,
+}
+
+impl Owners {
+    /// Looks at the open files of every process, for at most this long. Of several processes that hold a socket, the one
+    /// with the lowest id is taken: as a rule the one that made it, and handed it down.
+    #[must_use]
+    pub fn scan(limit: Duration) -> Self {
+        let deadline = Instant::now() + limit;
+        let mut found = Self::default();
+        let mut pids: Vec<u32> = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
+        pids.sort_unstable();
+        for pid in pids {
+            if !found.add(pid, deadline) {
+                found.cut_short = true;
+                break;
+            }
+        }
+        found
+    }
+
+    /// The process that holds the socket with this inode number.
+    #[must_use]
+    pub fn of(&self, inode: u64) -> Option<Process> {
+        self.holders.get(&inode).copied()
+    }
+
+    /// Looks at one process, which may end meanwhile; `false` if the time is over.
+    fn add(&mut self, pid: u32, deadline: Instant) -> bool {
+        const BETWEEN_LOOKS: usize = 1024;
+        let directory = Path::new("/proc").join(pid.to_string());
+        let Ok(files) = fs::read_dir(directory.join("fd")) else {
+            return Instant::now() < deadline;
+        };
+        let mut comm = None;
+        for (index, file) in files.flatten().enumerate() {
+            if index % BETWEEN_LOOKS == 0 && Instant::now() >= deadline {
+                return false;
+            }
+            let Some(inode) = fs::read_link(file.path())
+                .ok()
+                .and_then(|target| socket_inode(target.to_str()?))
+            else {
+                continue;
+            };
+            comm = comm.or_else(|| name(&directory));
+            let Some(comm) = comm else {
+                // It has ended.
+                return true;
+            };
+            self.holders.entry(inode).or_insert(Process {
+                pid,
+                comm,
+                via: Via::Scan,
+            });
+        }
+        true
+    }
+}
+
+/// From `socket:[123]`.
+fn socket_inode(target: &str) -> Option<u64> {
+    target
+        .strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
+}
+
+/// The name of a process, which may hold anything but a zero; the file ends with a newline of its own.
+fn name(directory: &Path) -> Option<Comm> {
+    let text = fs::read(directory.join("comm")).ok()?;
+    let text = text.strip_suffix(b"\n").unwrap_or(&text);
+    let mut bytes = [0; 16];
+    for (slot, byte) in bytes.iter_mut().take(15).zip(text) {
+        *slot = *byte;
+    }
+    Some(Comm::new(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Owners, socket_inode};
+    use std::{os::fd::AsRawFd as _, time::Duration};
+
+    #[test]
+    fn only_sockets_have_the_inode_of_a_socket() {
+        assert_eq!(socket_inode("socket:[4026]"), Some(4026));
+        for other in ["pipe:[4026]", "socket:[]", "socket:[x]", "/socket:[1]", ""] {
+            assert_eq!(socket_inode(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_socket_of_ours_is_found() -> std::io::Result<()> {
+        let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))?;
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd()))?;
+        let inode = socket_inode(&link.to_string_lossy()).unwrap_or_default();
+        let found = Owners::scan(Duration::from_secs(60));
+        assert!(!found.cut_short);
+        let pid = found.of(inode).map(|process| process.pid);
+        assert!(pid.is_some_and(|pid| pid <= std::process::id()));
+        assert!(Owners::scan(Duration::ZERO).cut_short);
+        Ok(())
+    }
+}
