@@ -338,6 +338,7 @@ impl Lifecycle {
         if self.connections.len() >= self.limit && !self.connections.contains_key(&id) {
             self.evict();
         }
+        grow_slowly(&mut self.connections);
         self.connections.insert(id, connection);
     }
 
@@ -409,6 +410,13 @@ impl Connection {
             heard: event.time,
             owner,
         }
+    }
+}
+
+/// Makes room for one more. Left to itself a full table doubles, and half of it may then be empty for hours.
+fn grow_slowly<T>(table: &mut IndexMap<u64, T, FxBuildHasher>) {
+    if table.len() == table.capacity() {
+        table.reserve_exact((table.len() / 8).max(64));
     }
 }
 

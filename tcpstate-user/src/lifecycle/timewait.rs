@@ -1,5 +1,7 @@
 //! The life of TIME_WAIT minisockets: born in FIN_WAIT2 or TIME_WAIT, restarted, ended, and why.
 
+use std::num::NonZeroU64;
+
 use indexmap::IndexMap;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use tcpstate_common::state::TcpState;
@@ -7,6 +9,7 @@ use tcpstate_common::state::TcpState;
 use super::{
     Bound, Phase, Transition,
     caller::{Caller, Callers},
+    grow_slowly,
 };
 use crate::event::{Process, Protocol, TimeWaitEvent, TimerStep, TransitionEvent};
 
@@ -54,19 +57,22 @@ impl Reason {
     }
 }
 
-/// What is kept of one minisocket.
+/// What is kept of one minisocket: 64 bytes, since there may be a million.
 #[derive(Clone, Copy, Debug)]
 struct Life {
-    cookie: Option<u64>,
-    state: TcpState,
+    cookie: Option<NonZeroU64>,
     entered: u64,
-    bound: Bound,
     /// When the timer was last started, as far as we saw.
     armed: u64,
-    uid: Option<u32>,
-    cgroup: Option<u64>,
+    cgroup: Option<NonZeroU64>,
     owner: Option<Process>,
+    /// `u32::MAX` if not known.
+    uid: u32,
+    state: TcpState,
+    bound: Bound,
 }
+
+const _: () = assert!(size_of::<Life>() == 64);
 
 /// A minisocket whose full socket is about to close.
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +122,7 @@ impl MiniSockets {
         let life = self
             .lives
             .get(&address)
-            .filter(|life| life.cookie == event.cookie)?;
+            .filter(|life| life.is(event.cookie))?;
         Some(Born {
             address,
             state: life.state,
@@ -133,8 +139,8 @@ impl MiniSockets {
         fin_wait2: Option<(u64, Bound)>,
     ) {
         if let Some(life) = self.lives.get_mut(&born.address) {
-            life.uid = event.uid;
-            life.cgroup = event.cgroup;
+            life.uid = event.uid.unwrap_or(u32::MAX);
+            life.cgroup = event.cgroup.and_then(NonZeroU64::new);
             life.owner = owner;
             if let Some((entered, bound)) = fin_wait2 {
                 (life.entered, life.bound) = (entered, bound);
@@ -193,7 +199,7 @@ impl MiniSockets {
     /// since when a change would have been seen.
     pub(super) fn found(&mut self, event: &TimeWaitEvent, start: u64) -> Option<u64> {
         let known = self.lives.get(&event.minisocket);
-        if known.is_some_and(|life| life.cookie == event.cookie) {
+        if known.is_some_and(|life| life.is(event.cookie)) {
             return None;
         }
         let start = start.min(event.time);
@@ -225,13 +231,14 @@ impl MiniSockets {
             self.lives.swap_remove_index(0);
             self.forgotten += 1;
         }
+        grow_slowly(&mut self.lives);
     }
 
     fn armed(&mut self, event: &TimeWaitEvent, out: &mut impl FnMut(Transition)) {
         let known = self
             .lives
             .get_mut(&event.minisocket)
-            .filter(|life| life.cookie == event.cookie);
+            .filter(|life| life.is(event.cookie));
         let Some(life) = known else {
             self.born(event);
             return;
@@ -289,7 +296,7 @@ impl MiniSockets {
         let known = self
             .lives
             .swap_remove(&event.minisocket)
-            .filter(|life| life.cookie == event.cookie);
+            .filter(|life| life.is(event.cookie));
         let mut life = known.unwrap_or_else(|| match unseen {
             Some(start) => Life::new(event, start, Bound::AtLeast),
             None => Life::new(event, event.time, Bound::Unknown),
@@ -333,15 +340,20 @@ impl MiniSockets {
 impl Life {
     fn new(event: &TimeWaitEvent, entered: u64, bound: Bound) -> Self {
         Self {
-            cookie: event.cookie,
-            state: event.substate,
+            cookie: event.cookie.and_then(NonZeroU64::new),
             entered,
-            bound,
             armed: event.time,
-            uid: None,
             cgroup: None,
             owner: None,
+            uid: u32::MAX,
+            state: event.substate,
+            bound,
         }
+    }
+
+    /// Whether this is the minisocket of the connection with this cookie: at its address there may be another one by now.
+    fn is(&self, cookie: Option<u64>) -> bool {
+        self.cookie.map(NonZeroU64::get) == cookie
     }
 
     fn transition(
@@ -352,8 +364,9 @@ impl Life {
         phase: Phase,
         reason: Option<Reason>,
     ) -> Transition {
+        let cookie = self.cookie.map(NonZeroU64::get);
         Transition {
-            connection: self.cookie.unwrap_or_default(),
+            connection: cookie.unwrap_or_default(),
             phase,
             process: self.owner,
             cgroup: None,
@@ -362,14 +375,14 @@ impl Life {
             reason,
             event: TransitionEvent {
                 time,
-                cookie: self.cookie,
+                cookie,
                 socket: event.minisocket,
                 listener_cookie: None,
                 listener_socket: None,
                 netns_cookie: event.netns_cookie,
                 netns: event.netns,
-                cgroup: self.cgroup,
-                uid: self.uid,
+                cgroup: self.cgroup.map(NonZeroU64::get),
+                uid: Some(self.uid).filter(|uid| *uid != u32::MAX),
                 protocol: Protocol::Tcp,
                 local: event.local,
                 remote: event.remote,
