@@ -42,6 +42,18 @@ impl EbpfContext for Context<'_> {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
 pub(crate) extern "C" fn existing(found: &Found) -> i32 {
+    send(found, true)
+}
+
+/// The same without full sockets.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/tcp")]
+pub(crate) extern "C" fn minisockets(found: &Found) -> i32 {
+    send(found, false)
+}
+
+#[inline(always)]
+fn send(found: &Found, full_sockets: bool) -> i32 {
     let socket = found.socket;
     if socket.is_null() {
         return 0;
@@ -51,7 +63,7 @@ pub(crate) extern "C" fn existing(found: &Found) -> i32 {
     let context = Context(found);
     if full.is_null() {
         minisocket(&context, Sock::new(socket));
-    } else {
+    } else if full_sockets {
         full_socket(&context, Sock::new(full.cast::<u8>().cast_const()));
     }
     // One byte a socket: a reader that asks for so many bytes lets us send so many sockets.

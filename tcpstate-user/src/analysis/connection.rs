@@ -176,7 +176,12 @@ pub struct Connection {
     pub closed_first: ClosedFirst,
     /// How it ended.
     pub how: How,
-    /// Time spent in each state, in the kernel's numbering; `None` where it never was.
+    /// The state it is in; `None` if it has ended.
+    pub state: Option<TcpState>,
+    /// When it came into that state, or an earlier time if that was not seen.
+    since: u64,
+    /// Time spent in each state, in the kernel's numbering; `None` where it never was. At the end of a run that of the
+    /// present state is the time so far.
     pub states: [Option<Phase>; TcpState::ALL.len()],
     /// Its TIME_WAIT, if it had one.
     pub time_wait: Option<TimeWait>,
@@ -265,6 +270,7 @@ impl Connections {
         std::mem::take(&mut self.open)
             .into_values()
             .map(move |mut connection| {
+                connection.so_far(now);
                 if let Some(time_wait) = &mut connection.time_wait
                     && time_wait.end == TimeWaitEnd::Running
                 {
@@ -294,6 +300,8 @@ impl Connection {
             },
             closed_first: ClosedFirst::Unknown,
             how: How::Unknown,
+            state: Some(event.old),
+            since: event.time,
             states: [None; TcpState::ALL.len()],
             time_wait: None,
             owner: None,
@@ -325,6 +333,8 @@ impl Connection {
                 _ => ClosedFirst::Unknown,
             },
             how: How::Unknown,
+            state: Some(found.state),
+            since: found.since,
             states: [None; TcpState::ALL.len()],
             time_wait: None,
             owner: found.process,
@@ -347,6 +357,12 @@ impl Connection {
         let event = &transition.event;
         self.damaged |= transition.damaged;
         self.remember(transition);
+        if event.new != event.old {
+            self.since = event.time;
+        } else if let Some((since, _)) = transition.phase.began(event.time) {
+            self.since = since;
+        }
+        self.state = Some(event.new).filter(|state| *state != Close);
         let index = event.old as usize - 1;
         if !event.is_birth() && event.old != event.new {
             self.states[index] = Some(transition.phase);
@@ -393,6 +409,14 @@ impl Connection {
             if !closing {
                 self.owner = Some(process);
             }
+        }
+    }
+
+    /// It is still in its state now.
+    fn so_far(&mut self, now: u64) {
+        if let Some(state) = self.state {
+            let phase = Phase::between(self.since, now, Bound::AtLeast);
+            self.states[state as usize - 1] = Some(phase);
         }
     }
 

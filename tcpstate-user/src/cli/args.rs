@@ -55,7 +55,8 @@ const CONNS_HELP: &str = "\
 A connection is printed when its TIME_WAIT has ended, not when the socket says CLOSE; with --running also what is left at
 the end of the run. Columns: OPENED by this host (active) or the peer (passive). CLOSED first by this host (local), the
 peer (remote), both at once, or none. HOW it ended: fin, rst_sent (SO_LINGER 0, unread data, data after close),
-rst_received, timeout, refused, unreachable, destroyed (ss -K, namespace gone), aborted (connect() given up). TW(s): the
+rst_received, timeout, refused, unreachable, destroyed (ss -K, namespace gone), aborted (connect() given up); the state
+of what is still there. TW(s): the
 actual TIME_WAIT in seconds. `>=` at least, `<=` at most, `-` none or not known; `!` events were lost. PID and COMM: the
 process that closed, if this side did, else the one it belonged to, as far as the kernel told. -w has the time in each
 state, why TIME_WAIT ended, how often it was restarted (RES), bytes, segments sent again (RETR), round-trip time.

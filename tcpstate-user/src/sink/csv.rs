@@ -105,7 +105,10 @@ fn connection_header() -> Vec<String> {
     let bounds = TcpState::ALL.map(|state| format!("bounds.{}", state.label()));
     let (first, last) = CONNECTION;
     let first = first.into_iter().chain(["how"]).map(str::to_owned);
-    let last = last.into_iter().chain(["damaged"]).map(str::to_owned);
+    let last = last
+        .into_iter()
+        .chain(["damaged", "state"])
+        .map(str::to_owned);
     first.chain(states).chain(bounds).chain(last).collect()
 }
 
@@ -158,6 +161,7 @@ fn connection_row(line: &ConnectionLine<'_>) -> Vec<String> {
         cell(line.retransmits),
         cell(line.rtt_us),
         line.damaged.to_string(),
+        cell(line.state),
     ]);
     row
 }

@@ -174,6 +174,7 @@ pub(super) struct ConnectionLine<'a> {
     pub(super) retransmits: Option<u32>,
     pub(super) rtt_us: Option<u32>,
     pub(super) damaged: bool,
+    pub(super) state: Option<&'static str>,
 }
 
 impl<'a> ConnectionLine<'a> {
@@ -228,6 +229,7 @@ impl<'a> ConnectionLine<'a> {
             retransmits: totals.map(|totals| totals.retransmits),
             rtt_us: totals.and_then(|totals| totals.rtt_us),
             damaged: connection.damaged,
+            state: connection.state.map(TcpState::label),
         }
     }
 }

@@ -311,7 +311,10 @@ impl<W: Write> Text<W> {
             other => known(other.label()),
         };
         let closed_first = known(connection.closed_first.label());
-        let how = known(connection.how.label());
+        // What is still there tells its state instead, in the kernel's spelling.
+        let how = connection
+            .state
+            .map_or_else(|| known(connection.how.label()), TcpState::name);
         push(
             line,
             format_args!(" {opened:<7} {closed_first:<6} {how:<12} "),
