@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     time::{MissedTickBehavior, interval, sleep, sleep_until},
 };
 
@@ -19,7 +19,9 @@ use crate::{
     clock::{self, Clock},
     event::Event,
     filter::Filter,
-    kernel::{self, Attached, Cgroups, Hook, Missing, Progress, Request, Tracer, drop_privileges},
+    kernel::{
+        Attached, Cgroups, Hook, List, Missing, Progress, Reader, Request, Tracer, drop_privileges,
+    },
     message::say,
     sink::{Rows, Summary},
 };
@@ -47,10 +49,10 @@ pub fn run(args: &LiveArgs, rows: Rows, running: bool) -> Result<Outcome> {
     };
     let attached = Attached::new(&request)?;
     check(&filter, &attached)?;
-    // This one needs its privileges for as long as it reads.
-    let existing = attached
+    // Its thread needs privileges for as long as it reads.
+    let reader = attached
         .existing
-        .then(|| kernel::read_existing(attached.ebpf.clone(), filter.netns, args.buffer));
+        .then(|| Reader::new(attached.ebpf.clone(), filter.netns, args.buffer));
     // Before there are other threads: each has privileges of its own.
     drop_privileges();
     tokio::runtime::Builder::new_multi_thread()
@@ -66,7 +68,7 @@ pub fn run(args: &LiveArgs, rows: Rows, running: bool) -> Result<Outcome> {
             let out = target.begin();
             let sink = output::sink(&args.output, rows, out, Clock::starting(tracer.start()))?;
             let view = View::new(args, filter, cgroups, sink, &tracer, rows, running);
-            follow(tracer, view, args, existing).await.map_err(|error| {
+            follow(tracer, view, args, reader).await.map_err(|error| {
                 if error.is::<std::io::Error>() {
                     error.context("the output cannot be written")
                 } else {
@@ -100,7 +102,7 @@ async fn follow(
     mut tracer: Tracer,
     mut view: View,
     args: &LiveArgs,
-    mut existing: Option<mpsc::Receiver<Progress>>,
+    mut reader: Option<Reader>,
 ) -> Result<Outcome> {
     let mut stop = stop_signal()?;
     let mut tick = interval(INTERVAL);
@@ -115,7 +117,11 @@ async fn follow(
 
     let mut signalled = false;
     let mut busy = false;
-    let mut all_found = existing.is_none();
+    let mut list_read: Option<u64> = None;
+    let mut all_found = reader.is_none();
+    if let Some(reader) = &reader {
+        reader.read(List::All);
+    }
     while !view.is_done() {
         tokio::select! {
             biased;
@@ -124,11 +130,11 @@ async fn follow(
                 break;
             }
             () = wait_until(end) => break,
-            progress = next(&mut existing) => match progress {
+            progress = next(&mut reader), if list_read.is_none() => match progress {
                 Progress::Owners(owners) => view.begin_finding(owners),
                 Progress::Part => {}
                 Progress::End(missing) => {
-                    existing = None;
+                    list_read = Some(clock::monotonic_now());
                     missing.iter().for_each(warn);
                 }
             },
@@ -146,20 +152,26 @@ async fn follow(
         )?;
         if !busy {
             view.settle(now)?;
-            if existing.is_none() && !all_found {
-                all_found = true;
-                let found = view.end_finding();
-                say(format_args!(
-                    "{} there already",
-                    match found {
-                        1 => "1 socket was".to_owned(),
-                        many => format!("{many} sockets were"),
-                    }
-                ));
-            }
+        }
+        // The list stands in order with the events: it ends where younger ones begin.
+        let past = |end: u64| !busy || view.time() > end;
+        if !all_found && list_read.is_some_and(past) {
+            all_found = true;
+            // Its privileges are given up with it.
+            reader = reader.filter(|_| view.refreshes());
+            say(format_args!(
+                "{} there already",
+                match view.end_finding() {
+                    1 => "1 socket was".to_owned(),
+                    many => format!("{many} sockets were"),
+                }
+            ));
         }
         view.resize(output::columns(&args.output));
         view.flush()?;
+    }
+    if let Some(reader) = reader.filter(|_| all_found) {
+        refresh(reader, &mut tracer, &mut view, &mut losses).await?;
     }
     finish(&mut tracer, &mut view, &mut losses, &args.output)?;
     Ok(if view.shown() > 0 || signalled {
@@ -199,6 +211,26 @@ fn turn(
         Ok::<_, std::io::Error>(!late)
     })?;
     Ok(late)
+}
+
+/// Looks once more at the minisockets that are still there: some may have gone from FIN_WAIT2 to TIME_WAIT without an event.
+async fn refresh(
+    mut reader: Reader,
+    tracer: &mut Tracer,
+    view: &mut View,
+    losses: &mut Losses,
+) -> Result<()> {
+    reader.read(List::MiniSockets);
+    let deadline = tokio::time::Instant::now() + FAREWELL;
+    while let Ok(progress) = tokio::time::timeout_at(deadline, reader.next()).await {
+        let now = clock::monotonic_now();
+        while turn(tracer, view, losses, now, Instant::now() + TURN)? {}
+        if let Progress::End(missing) = progress {
+            missing.iter().for_each(warn);
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Shows what was sent until now, as far as the output takes it in time, and sums up.
@@ -298,14 +330,10 @@ fn is_ignored(signal: libc::c_int) -> bool {
     result == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
-/// What the reader of existing sockets says next, if there is one.
-async fn next(existing: &mut Option<mpsc::Receiver<Progress>>) -> Progress {
-    match existing {
-        // Its thread says that it ends, unless it panics.
-        Some(receiver) => receiver
-            .recv()
-            .await
-            .unwrap_or_else(|| Progress::End(Vec::new())),
+/// What the reader of lists says next, if there is one.
+async fn next(reader: &mut Option<Reader>) -> Progress {
+    match reader {
+        Some(reader) => reader.next().await,
         None => std::future::pending().await,
     }
 }

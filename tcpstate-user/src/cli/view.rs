@@ -32,6 +32,8 @@ pub struct View {
     /// Younger than the losses we know of: it waits until those up to it are known.
     ahead: Option<Event>,
     events: u64,
+    /// When the last one happened.
+    time: u64,
     shown: u64,
     wanted: u64,
     unattributed: u64,
@@ -67,6 +69,7 @@ impl View {
             transitions: Vec::new(),
             ahead: None,
             events: 0,
+            time: 0,
             shown: 0,
             wanted: args.count.unwrap_or(u64::MAX),
             unattributed: 0,
@@ -103,6 +106,7 @@ impl View {
     }
 
     fn event(&mut self, event: Event) -> io::Result<()> {
+        self.time = event.time();
         match event {
             Event::Transition(event) => {
                 self.events += 1;
@@ -113,8 +117,7 @@ impl View {
                 Ok(())
             }
             Event::TimeWait(event) if event.step == TimerStep::Found => {
-                self.found_minisocket(&event);
-                Ok(())
+                self.found_minisocket(&event)
             }
             Event::TimeWait(event) => {
                 self.events += 1;
@@ -129,6 +132,11 @@ impl View {
     /// The sockets that were there before are about to be read; these are the processes that hold them.
     pub fn begin_finding(&mut self, owners: Owners) {
         self.owners = owners;
+    }
+
+    /// Whether a second look at minisockets that are still there at the end is of use.
+    pub const fn refreshes(&self) -> bool {
+        self.running
     }
 
     /// All of them have been read; says how many.
@@ -150,12 +158,16 @@ impl View {
         }
     }
 
-    fn found_minisocket(&mut self, event: &TimeWaitEvent) {
-        if self.filter.wants_minisocket(event)
-            && let Some(found) = self.lifecycle.found_minisocket(event)
-        {
+    fn found_minisocket(&mut self, event: &TimeWaitEvent) -> io::Result<()> {
+        if !self.filter.wants_minisocket(event) {
+            return Ok(());
+        }
+        let mut found = None;
+        self.understand(|lifecycle, out| found = lifecycle.found_minisocket(event, out))?;
+        if let Some(found) = found {
             self.found(&found);
         }
+        Ok(())
     }
 
     fn found(&mut self, found: &Found) {
@@ -273,6 +285,11 @@ impl View {
     /// Rows shown.
     pub const fn shown(&self) -> u64 {
         self.shown
+    }
+
+    /// When the last event happened.
+    pub const fn time(&self) -> u64 {
+        self.time
     }
 
     /// Records that came.

@@ -23,10 +23,28 @@ use tokio::sync::mpsc;
 use super::{in_initial_pid_namespace, netns, owners::Owners, plan::Missing};
 use crate::filter::Netns;
 
-const PROGRAM: &str = "existing";
-
 /// How long looking for the owners of sockets, and for namespaces, may take.
 const SEARCH: Duration = Duration::from_secs(5);
+
+/// What to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum List {
+    /// Every socket, and its owner before.
+    All,
+    /// Minisockets only.
+    MiniSockets,
+}
+
+impl List {
+    const BOTH: [Self; 2] = [Self::All, Self::MiniSockets];
+
+    const fn program(self) -> &'static str {
+        match self {
+            Self::All => "existing",
+            Self::MiniSockets => "minisockets",
+        }
+    }
+}
 
 /// What happened.
 #[derive(Debug)]
@@ -39,36 +57,69 @@ pub enum Progress {
     End(Vec<Missing>),
 }
 
-/// Loads the program; nothing is read yet.
+/// Loads the programs; nothing is read yet.
 pub(super) fn load(ebpf: &mut Ebpf, kernel_types: &Btf) -> Result<(), ProgramError> {
-    program(ebpf)?.load("tcp", kernel_types)
+    List::BOTH
+        .into_iter()
+        .try_for_each(|list| program(ebpf, list)?.load("tcp", kernel_types))
 }
 
-/// Begins to read the sockets of one namespace or of all. `buffer` is the size of the ring buffer.
-#[must_use]
-pub fn start(ebpf: Arc<Mutex<Ebpf>>, only: Option<Netns>, buffer: u32) -> mpsc::Receiver<Progress> {
-    // One part waits in the ring buffer, one is being sent.
-    let (sender, receiver) = mpsc::channel(1);
-    thread::spawn(move || {
-        let missing = read(&ebpf, only, buffer, &sender);
-        // If nobody listens any more, the run has ended.
-        let _ = sender.blocking_send(Progress::End(missing));
-    });
-    receiver
+/// Reads lists of sockets when it is told to; dropping it ends that.
+#[derive(Debug)]
+pub struct Reader {
+    orders: std::sync::mpsc::Sender<List>,
+    progress: mpsc::Receiver<Progress>,
+}
+
+impl Reader {
+    /// For one namespace or for all. `buffer` is the size of the ring buffer.
+    #[must_use]
+    pub fn new(ebpf: Arc<Mutex<Ebpf>>, only: Option<Netns>, buffer: u32) -> Self {
+        let (orders, received) = std::sync::mpsc::channel();
+        // One part waits in the ring buffer, one is being sent.
+        let (sender, progress) = mpsc::channel(1);
+        thread::spawn(move || {
+            for list in received {
+                let missing = read(&ebpf, list, only, buffer, &sender);
+                if sender.blocking_send(Progress::End(missing)).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { orders, progress }
+    }
+
+    /// Has a list read.
+    pub fn read(&self, list: List) {
+        // It only fails if the thread has panicked; then `next` says that this is the end.
+        let _ = self.orders.send(list);
+    }
+
+    /// What happens next.
+    pub async fn next(&mut self) -> Progress {
+        let progress = self.progress.recv().await;
+        progress.unwrap_or_else(|| {
+            Progress::End(vec![Missing {
+                what: "thread that reads the list of sockets".to_owned(),
+                loses: "sockets that were there before".to_owned(),
+            }])
+        })
+    }
 }
 
 fn read(
     ebpf: &Mutex<Ebpf>,
+    list: List,
     only: Option<Netns>,
     buffer: u32,
     sender: &mpsc::Sender<Progress>,
 ) -> Vec<Missing> {
     let mut missing = Vec::new();
-    // A socket is one byte to read, and a record in the ring buffer.
-    let part = (buffer as usize / 16 / size_of::<SocketRecord>()).clamp(1, 4096);
-    let owners = owners(&mut missing);
-    if sender.blocking_send(Progress::Owners(owners)).is_err() {
-        return missing;
+    if list == List::All {
+        let owners = owners(&mut missing);
+        if sender.blocking_send(Progress::Owners(owners)).is_err() {
+            return missing;
+        }
     }
     let (namespaces, complete) = netns::all(SEARCH);
     if !complete && only.is_none() {
@@ -86,10 +137,12 @@ fn read(
         .iter()
         .filter(wanted)
         .partition(|(inode, _)| Some(**inode) == ours);
+    // A socket is one byte to read, and a record in the ring buffer.
+    let part = (buffer as usize / 16 / size_of::<SocketRecord>()).clamp(1, 4096);
     for (inode, namespace) in first.into_iter().chain(others) {
         seen += 1;
         let enter = (Some(*inode) != ours).then_some(namespace);
-        match read_namespace(ebpf, enter, part, sender) {
+        match read_namespace(ebpf, list, enter, part, sender) {
             Ok(true) => {}
             Ok(false) => return missing,
             Err(error) => {
@@ -137,6 +190,7 @@ fn owners(missing: &mut Vec<Missing>) -> Owners {
 /// Sends the sockets of a namespace (that we are in, or enter), part by part; `false` if nobody listens any more.
 fn read_namespace(
     ebpf: &Mutex<Ebpf>,
+    list: List,
     namespace: Option<&File>,
     part: usize,
     sender: &mpsc::Sender<Progress>,
@@ -145,15 +199,15 @@ fn read_namespace(
         setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter it")?;
     }
     // The list is that of the namespace in which it is opened.
-    let mut list = {
+    let mut sockets = {
         let mut ebpf = ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        let program = program(&mut ebpf)?;
+        let program = program(&mut ebpf, list)?;
         let link = program.attach()?;
         program.take_link(link)?.into_file()?
     };
     let mut bytes = vec![0; part];
     loop {
-        match list.read(&mut bytes) {
+        match sockets.read(&mut bytes) {
             Ok(0) => return Ok(true),
             Ok(_) => {}
             Err(error)
@@ -169,8 +223,8 @@ fn read_namespace(
     }
 }
 
-fn program(ebpf: &mut Ebpf) -> Result<&mut Iter, ProgramError> {
-    ebpf.program_mut(PROGRAM)
+fn program(ebpf: &mut Ebpf, list: List) -> Result<&mut Iter, ProgramError> {
+    ebpf.program_mut(list.program())
         .ok_or(ProgramError::NotLoaded)?
         .try_into()
 }

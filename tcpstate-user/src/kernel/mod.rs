@@ -13,7 +13,7 @@ mod tracer;
 
 pub use capability::drop_privileges;
 pub use cgroup::Cgroups;
-pub use existing::{Progress, start as read_existing};
+pub use existing::{List, Progress, Reader};
 pub use netns::find as find_netns;
 pub use owners::Owners;
 pub use plan::{Attached, Hook, Missing, Plan, Request, Wanted};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashSet;
 use tcpstate_common::state::TcpState;
 
-use super::{Bound, Connection, Lifecycle};
+use super::{Bound, Connection, Lifecycle, Transition, named};
 use crate::event::{
     Endpoint, Process, Protocol, SocketEvent, TimeWaitEvent, Totals, TransitionEvent,
 };
@@ -124,14 +124,29 @@ impl Lifecycle {
         })
     }
 
-    /// Takes a minisocket that was found. `None` if it is known already, or has ended.
-    pub fn found_minisocket(&mut self, event: &TimeWaitEvent) -> Option<Found> {
+    /// Takes a minisocket that was found. `None` if it is known already, or has ended. What is known of it may be
+    /// out of date: FIN_WAIT2 can go on to TIME_WAIT, and TIME_WAIT be restarted, without an event (`mod_timer`).
+    pub fn found_minisocket(
+        &mut self,
+        event: &TimeWaitEvent,
+        mut out: impl FnMut(Transition),
+    ) -> Option<Found> {
         let id = event.cookie?;
-        if self.ended.may_have(id, self.limit) {
+        let Self {
+            minisockets,
+            cgroups,
+            counts,
+            ..
+        } = self;
+        let known = minisockets.refresh(event, &mut |transition| {
+            counts.transitions += 1;
+            out(named(cgroups, transition));
+        });
+        if known || self.ended.may_have(id, self.limit) {
             return None;
         }
         let start = self.lost.map_or(self.start, |_| event.time);
-        let since = self.minisockets.found(event, start)?;
+        let since = self.minisockets.found(event, start);
         self.counts.found += 1;
         Some(Found {
             connection: id,

@@ -176,7 +176,7 @@ impl Lifecycle {
         match event {
             Event::Transition(event) => out(self.transition(event)),
             Event::TimeWait(event) if event.step == TimerStep::Found => {
-                self.found_minisocket(&event);
+                self.found_minisocket(&event, out);
             }
             Event::TimeWait(event) => self.timewait(event, out),
             Event::Socket(event) => {

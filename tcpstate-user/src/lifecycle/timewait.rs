@@ -195,13 +195,27 @@ impl MiniSockets {
         }
     }
 
-    /// Takes a minisocket that was found, and says since when at least it is in its state; `None` if it is known. `start` is
-    /// since when a change would have been seen.
-    pub(super) fn found(&mut self, event: &TimeWaitEvent, start: u64) -> Option<u64> {
+    /// Compares a minisocket that was found with what is known of it; `false` if that is nothing.
+    pub(super) fn refresh(
+        &mut self,
+        event: &TimeWaitEvent,
+        out: &mut impl FnMut(Transition),
+    ) -> bool {
         let known = self.lives.get(&event.minisocket);
-        if known.is_some_and(|life| life.is(event.cookie)) {
-            return None;
+        let Some(mut life) = known.filter(|life| life.is(event.cookie)).copied() else {
+            return false;
+        };
+        if event.substate == TcpState::TimeWait {
+            self.silent_start(&mut life, event, true, out);
+            life.armed = life.armed.max(self.started(event));
+            self.lives.insert(event.minisocket, life);
         }
+        true
+    }
+
+    /// Takes a minisocket that was found, and says since when at least it is in its state. `start` is since when a change
+    /// would have been seen.
+    pub(super) fn found(&mut self, event: &TimeWaitEvent, start: u64) -> u64 {
         let start = start.min(event.time);
         let since = match event.substate {
             TcpState::TimeWait => start.min(self.started(event)),
@@ -211,7 +225,7 @@ impl MiniSockets {
         let mut life = Life::new(event, since, Bound::AtLeast);
         life.armed = since;
         self.lives.insert(event.minisocket, life);
-        Some(since)
+        since
     }
 
     /// When TIME_WAIT was started last, exact to a tick: it takes 60 s, unless the timer wheel is late.

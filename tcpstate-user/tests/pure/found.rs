@@ -174,7 +174,7 @@ fn a_minisocket_was_started_sixty_seconds_before_it_is_due() {
     let mut connections = Connections::new(10);
     let record = timer(RecordKind::TimeWaitFound, 1, START, TimeWait, 20 * SECOND);
     let found = lifecycle
-        .found_minisocket(&minisocket(&record))
+        .found_minisocket(&minisocket(&record), |_| ())
         .expect("it is new");
     assert_eq!(found.since, START - 40 * SECOND);
     connections.found(&found);
@@ -207,7 +207,7 @@ fn a_minisocket_that_has_ended_is_not_found() {
     let end = timer(RecordKind::TimeWaitExpired, 1, START + MS, TimeWait, 0);
     assert_eq!(ends(&mut lifecycle, &end).len(), 1);
     let late = timer(RecordKind::TimeWaitFound, 1, START + 2 * MS, TimeWait, 0);
-    assert_eq!(lifecycle.found_minisocket(&minisocket(&late)), None);
+    assert_eq!(lifecycle.found_minisocket(&minisocket(&late), |_| ()), None);
     assert_eq!(lifecycle.minisockets(), 0);
 }
 
@@ -234,4 +234,37 @@ fn the_state_tells_who_closed_first() {
     let found = lifecycle.found(&socket(1, START, Listen), None);
     connections.found(&found.expect("it is new"));
     assert_eq!(connections.finish(START).count(), 0, "listeners are none");
+}
+
+#[test]
+fn a_silent_start_is_told_when_the_minisocket_is_looked_at_again() {
+    let mut lifecycle = lifecycle();
+    lifecycle.transition(event(&record(1, START, FinWait1, FinWait2)));
+    let armed = timer(
+        RecordKind::TimeWaitArmed,
+        1,
+        START + MS,
+        FinWait2,
+        60 * SECOND,
+    );
+    ends(&mut lifecycle, &armed);
+    lifecycle.transition(event(&record(1, START + MS, FinWait2, Close)));
+    let mut lines = Vec::new();
+    // The FIN came 40 ms later: the timer is due a minute after that.
+    let look = timer(
+        RecordKind::TimeWaitFound,
+        1,
+        START + SECOND,
+        TimeWait,
+        59 * SECOND + 40 * MS,
+    );
+    for _ in 0..2 {
+        let found = lifecycle.found_minisocket(&minisocket(&look), |line| lines.push(line));
+        assert_eq!(found, None);
+    }
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    let line = &lines[0];
+    assert_eq!((line.event.old, line.event.new), (FinWait2, TimeWait));
+    assert_eq!(line.event.time, START + 40 * MS);
+    assert_eq!(line.phase, Phase::new(40 * MS, Bound::Exact));
 }

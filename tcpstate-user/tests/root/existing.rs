@@ -4,7 +4,8 @@
 use std::{
     io::Read as _,
     net::{Ipv4Addr, TcpListener, TcpStream},
-    process::Command,
+    os::fd::OwnedFd,
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -13,7 +14,9 @@ use std::{
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
-use crate::support::{Printed, Tool, nobody_starts, own_netns, port, skipped, start, steps};
+use crate::support::{
+    Printed, Tool, lacks_timewait, nobody_starts, own_netns, port, skipped, start, steps,
+};
 
 /// The two ends of a connection to this listener.
 fn connect(listener: &TcpListener) -> (TcpStream, TcpStream) {
@@ -110,7 +113,9 @@ fn what_was_there_is_known_with_its_process() {
 
 #[test]
 fn a_time_wait_from_before_has_begun_sixty_seconds_before_it_is_due() {
-    if skipped("a_time_wait_from_before_has_begun_sixty_seconds_before_it_is_due") {
+    if skipped("a_time_wait_from_before_has_begun_sixty_seconds_before_it_is_due")
+        || lacks_timewait("a_time_wait_from_before_has_begun_sixty_seconds_before_it_is_due")
+    {
         return;
     }
     own_netns();
@@ -147,7 +152,9 @@ fn a_time_wait_from_before_has_begun_sixty_seconds_before_it_is_due() {
 
 #[test]
 fn sockets_of_all_namespaces_are_found_and_joined() {
-    if skipped("sockets_of_all_namespaces_are_found_and_joined") {
+    if skipped("sockets_of_all_namespaces_are_found_and_joined")
+        || lacks_timewait("sockets_of_all_namespaces_are_found_and_joined")
+    {
         return;
     }
     own_netns();
@@ -228,6 +235,7 @@ fn many_sockets_fit_through_a_small_buffer() {
 /// What begins, lives and ends while the list is read is neither missed nor found when it is gone.
 #[test]
 fn the_list_and_the_events_meet_without_a_gap() {
+    const MOST: usize = 20_000;
     if skipped("the_list_and_the_events_meet_without_a_gap") {
         return;
     }
@@ -236,7 +244,10 @@ fn the_list_and_the_events_meet_without_a_gap() {
     let stop = AtomicBool::new(false);
     let printed = thread::scope(|scope| {
         let churn = scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
+            for _ in 0..MOST {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
                 let nobody = nobody_starts();
                 let (client, mut server) = connect(&listener);
                 // A RST leaves no TIME_WAIT that would use up the ports.
@@ -290,7 +301,7 @@ fn they_can_be_left_out() {
     assert_eq!(printed.summary()["found"], 0);
     let steps = printed.of_port(client_port);
     assert_eq!(steps[0]["via"], "close");
-    assert_eq!(steps[1]["via"], Value::Null, "{steps:?}");
+    assert!(steps.iter().all(|line| line["via"] != "scan"), "{steps:?}");
 }
 
 /// A process that shares a socket with its parent is not taken for the one that made it.
@@ -308,9 +319,11 @@ fn of_two_processes_that_hold_a_socket_the_first_is_named() {
     // As its standard input it holds the client's end too.
     let copy = client.try_clone().expect("a copy");
     let mut child = start(
-        Command::new("sleep")
-            .arg("30")
-            .stdin(std::os::fd::OwnedFd::from(copy)),
+        Command::new(env!("CARGO_BIN_EXE_tcpstate"))
+            .args(["trace", "--netns", "self", "--duration", "60"])
+            .stdin(OwnedFd::from(copy))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()),
     );
     let tool = Tool::start_with_existing(&["conns", "-j", "--running", "--netns", "self"]);
     let printed = tool.stop();
@@ -319,4 +332,37 @@ fn of_two_processes_that_hold_a_socket_the_first_is_named() {
     let line = connection(&printed, client_port);
     assert_eq!(line["owner"]["pid"], json!(std::process::id()), "{line}");
     drop(server);
+}
+
+/// The timer tracepoints do not tell when FIN_WAIT2 goes on to TIME_WAIT soon after; a second look does.
+#[test]
+fn a_silent_time_wait_is_known_at_the_end_of_the_run() {
+    if skipped("a_silent_time_wait_is_known_at_the_end_of_the_run")
+        || lacks_timewait("a_silent_time_wait_is_known_at_the_end_of_the_run")
+    {
+        return;
+    }
+    own_netns();
+    let tool = Tool::start_with_existing(&["conns", "-j", "--running", "--netns", "self"]);
+    let listener = listener();
+    let nobody = nobody_starts();
+    let (client, mut server) = connect(&listener);
+    let client_port = port(client.local_addr());
+    drop(client);
+    assert_eq!(server.read(&mut [0]).expect("the end"), 0);
+    let half_closed = Instant::now();
+    thread::sleep(Duration::from_millis(200));
+    drop(server);
+    let closed = half_closed.elapsed().as_secs_f64();
+    drop(nobody);
+    thread::sleep(Duration::from_millis(100));
+    let line = connection(&tool.stop(), client_port);
+    assert_eq!(line["time_wait"]["end"], "running", "{line}");
+    assert_eq!(line["how"], "fin");
+    assert_eq!(line["state"], "time_wait");
+    let fin_wait2 = seconds(&line["states"]["fin_wait2"]);
+    assert!(
+        (0.19..closed + 0.1).contains(&fin_wait2),
+        "{fin_wait2} of {closed}: {line}"
+    );
 }
