@@ -5,6 +5,7 @@ mod capability;
 mod cgroup;
 mod format;
 mod netns;
+mod observer;
 pub mod plan;
 pub mod probe;
 mod tracer;
@@ -12,7 +13,8 @@ mod tracer;
 pub use capability::drop_privileges;
 pub use cgroup::Cgroups;
 pub use netns::find as find_netns;
-pub use plan::{Attached, Hook, Plan, Request, Wanted};
+pub use observer::{TimeWaitHook, TimeWaitRequest};
+pub use plan::{Attached, Hook, Plan, Request};
 pub use tracer::Tracer;
 
 /// Whether process ids mean the same to us as to the kernel.

@@ -6,6 +6,7 @@
 mod caller;
 mod identity;
 mod phase;
+mod reason;
 mod timewait;
 
 use std::{sync::Arc, time::Duration};
@@ -21,7 +22,7 @@ use timewait::MiniSockets;
 pub use caller::{Caller, Callers};
 pub use identity::OWN_IDS;
 pub use phase::{Bound, Phase};
-pub use timewait::Reason;
+pub use reason::{KnownBy, Reason};
 
 /// One state change of one connection, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +41,10 @@ pub struct Transition {
     pub damaged: bool,
     /// Old or new is a state of the TIME_WAIT minisocket.
     pub minisocket: bool,
-    /// Why the minisocket ended, or that it was restarted.
+    /// Why the minisocket ended, that it was restarted, or that there was none.
     pub reason: Option<Reason>,
+    /// How the reason is known.
+    pub known_by: Option<KnownBy>,
 }
 
 impl Transition {
@@ -206,12 +209,21 @@ impl Lifecycle {
     /// Understands one transition of a full socket. One that gives way to its minisocket goes on in that one's state.
     pub fn transition(&mut self, mut event: TransitionEvent) -> Transition {
         let id = self.identities.of(&event);
+        if event.is_birth() {
+            self.minisockets.forget(&event);
+        }
         let known = self.connections.get(&id).copied();
-        let born = if event.new == TcpState::Close {
-            self.minisockets.born_of(&event)
-        } else {
-            None
-        };
+        let (mut born, mut refused) = (None, None);
+        if event.new == TcpState::Close {
+            refused = self.minisockets.refused_to(&event);
+            born = self.minisockets.born_of(&event);
+        }
+        // That there was no minisocket is worth nothing if its birth may have been lost.
+        let heard = known.as_ref().map_or(self.start, |known| known.heard);
+        let whole = self.lost.is_none_or(|lost| lost < heard);
+        let refused = refused
+            .filter(|(_, known_by)| born.is_none() && (whole || *known_by == KnownBy::Kernel));
+        event.refused = refused.map(|(state, _)| state);
         if let Some(born) = born {
             // The minisocket was born a moment before the full socket closed.
             event.time = born.time;
@@ -238,7 +250,7 @@ impl Lifecycle {
             let fin_wait2 = (born.state == event.old)
                 .then(|| phase.began(event.time))
                 .flatten();
-            self.minisockets.inherit(born, &event, owner, fin_wait2);
+            self.minisockets.inherit(born, id, &event, owner, fin_wait2);
             event.new = born.state;
         }
         Transition {
@@ -248,7 +260,8 @@ impl Lifecycle {
             cgroup: event.cgroup.and_then(|id| self.cgroups.get(&id).cloned()),
             damaged,
             minisocket: born.is_some(),
-            reason: None,
+            reason: refused.map(|_| Reason::Overflow),
+            known_by: refused.map(|(_, known_by)| known_by),
             event,
         }
     }

@@ -1,5 +1,7 @@
 //! The life of TIME_WAIT minisockets: born in FIN_WAIT2 or TIME_WAIT, restarted, ended, and why.
 
+use std::collections::VecDeque;
+
 use indexmap::IndexMap;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use tcpstate_common::state::TcpState;
@@ -7,34 +9,19 @@ use tcpstate_common::state::TcpState;
 use super::{
     Bound, Phase, Transition,
     caller::{Caller, Callers},
+    identity::OWN_IDS,
+    reason::{KnownBy, Reason},
 };
-use crate::event::{Process, Protocol, TimeWaitEvent, TimerStep, TransitionEvent};
+use crate::event::{Process, Protocol, TimeWaitEvent, TimeWaitStep, TransitionEvent};
 
 /// `TCP_TIMEWAIT_LEN` in `include/net/tcp.h`.
 const TIME_WAIT_NANOSECONDS: u64 = 60_000_000_000;
 
-/// Why a minisocket ended, or that it was restarted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// TIME_WAIT began anew: a retransmitted FIN or another old segment came.
-    Restarted,
-    /// Its time was over.
-    Expired,
-    /// connect() took the 4-tuple over (tcp_tw_reuse).
-    ReusedConnect,
-    /// An acceptable new SYN took the 4-tuple over.
-    ReusedSyn,
-    /// A RST came.
-    Rst,
-    /// Data came for an end that had been closed: answered with a RST.
-    ResetHalfClose,
-    /// An administrator destroyed it (`ss -K`).
-    Destroyed,
-    /// Its network namespace went away.
-    NamespaceGone,
-    /// It was taken off before its time, and the kernel did not let us see by whom.
-    Unknown,
-}
+/// How many ends are remembered, in case that two processors told the same one. They do that within microseconds.
+const ENDED: usize = 32;
+
+/// A reason, and how it is known.
+pub(super) type Why = (Reason, KnownBy);
 
 impl Reason {
     /// The word for it in every output.
@@ -49,6 +36,7 @@ impl Reason {
             Self::ResetHalfClose => "reset_half_close",
             Self::Destroyed => "destroyed",
             Self::NamespaceGone => "namespace_gone",
+            Self::Overflow => "overflow",
             Self::Unknown => "unknown",
         }
     }
@@ -58,6 +46,7 @@ impl Reason {
 #[derive(Clone, Copy, Debug)]
 struct Life {
     cookie: Option<u64>,
+    connection: u64,
     state: TcpState,
     entered: u64,
     bound: Bound,
@@ -66,6 +55,21 @@ struct Life {
     uid: Option<u32>,
     cgroup: Option<u64>,
     owner: Option<Process>,
+}
+
+/// A connection whose full socket is about to close: its cookie or, without cookies, the address of the full socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Closing {
+    Cookie(u64),
+    Socket(u64),
+}
+
+impl Closing {
+    fn of(event: &TransitionEvent) -> Self {
+        event
+            .cookie
+            .map_or(Self::Socket(event.socket), Self::Cookie)
+    }
 }
 
 /// A minisocket whose full socket is about to close.
@@ -82,8 +86,14 @@ pub(super) struct Born {
 #[derive(Debug)]
 pub(super) struct MiniSockets {
     lives: IndexMap<u64, Life, FxBuildHasher>,
-    /// Cookies of connections whose full socket is about to close, because its minisocket has been born.
-    born: FxHashMap<u64, u64>,
+    /// Addresses of minisockets just born.
+    born: FxHashMap<Closing, u64>,
+    /// Connections that were refused a minisocket, and the state it would have had.
+    refused: FxHashMap<Closing, TcpState>,
+    /// Minisockets that ended just now, by address and cookie, told by the functions themselves.
+    ended: VecDeque<(u64, Option<u64>)>,
+    /// How many had to be given an identity of our own.
+    made: u64,
     /// Per CPU: a timer that was taken off, until the next record of that CPU tells whether for good.
     cancelled: FxHashMap<u32, TimeWaitEvent>,
     callers: Callers,
@@ -98,6 +108,9 @@ impl MiniSockets {
         Self {
             lives: IndexMap::default(),
             born: FxHashMap::default(),
+            refused: FxHashMap::default(),
+            ended: VecDeque::with_capacity(ENDED),
+            made: 0,
             cancelled: FxHashMap::default(),
             callers,
             tick,
@@ -112,7 +125,7 @@ impl MiniSockets {
 
     /// The minisocket that takes over from a full socket which closes.
     pub(super) fn born_of(&mut self, event: &TransitionEvent) -> Option<Born> {
-        let address = self.born.remove(&event.cookie?)?;
+        let address = self.born.remove(&Closing::of(event))?;
         let life = self
             .lives
             .get(&address)
@@ -124,15 +137,33 @@ impl MiniSockets {
         })
     }
 
+    /// The minisocket that a closing full socket should have become and did not: the state it would have had.
+    pub(super) fn refused_to(&mut self, event: &TransitionEvent) -> Option<(TcpState, KnownBy)> {
+        match self.refused.remove(&Closing::of(event)) {
+            Some(state) => Some((state, KnownBy::Kernel)),
+            None => event.refused.map(|state| (state, KnownBy::Inferred)),
+        }
+    }
+
+    /// A socket begins a new life. Where cookies are missing, what is still known of this address is of the life before.
+    pub(super) fn forget(&mut self, event: &TransitionEvent) {
+        if event.cookie.is_none() {
+            self.born.remove(&Closing::of(event));
+            self.refused.remove(&Closing::of(event));
+        }
+    }
+
     /// The full socket of a minisocket has closed: what was known of it goes on, and FIN_WAIT2 with it.
     pub(super) fn inherit(
         &mut self,
         born: Born,
+        connection: u64,
         event: &TransitionEvent,
         owner: Option<Process>,
         fin_wait2: Option<(u64, Bound)>,
     ) {
         if let Some(life) = self.lives.get_mut(&born.address) {
+            life.connection = connection;
             life.uid = event.uid;
             life.cgroup = event.cgroup;
             life.owner = owner;
@@ -151,17 +182,40 @@ impl MiniSockets {
     ) {
         // Nothing comes between a cancellation and what belongs to it, on one CPU. The address alone does not say that it
         // belongs to it: the next minisocket of this CPU often gets the place of the one just freed.
-        if let Some(before) = self.cancelled.remove(&event.cpu)
-            && (before.minisocket, before.cookie) != (event.minisocket, event.cookie)
-        {
+        let before = self.cancelled.remove(&event.cpu);
+        let same = |before: &TimeWaitEvent| {
+            (before.minisocket, before.cookie) == (event.minisocket, event.cookie)
+        };
+        let again = before.as_ref().is_some_and(same);
+        if let Some(before) = before.filter(|_| !again) {
             self.end_early(&before, unseen, out);
         }
         match event.step {
-            TimerStep::Armed => self.armed(&event, out),
-            TimerStep::Cancelled => {
+            TimeWaitStep::Armed if !again => self.armed(&event, out),
+            TimeWaitStep::Armed | TimeWaitStep::Restarted => self.armed_again(&event, out),
+            TimeWaitStep::Cancelled => {
                 self.cancelled.insert(event.cpu, event);
             }
-            TimerStep::Expired => self.end(&event, Reason::Expired, unseen, out),
+            TimeWaitStep::Expired | TimeWaitStep::TimedOut => {
+                self.end(&event, (Reason::Expired, KnownBy::Kernel), unseen, out);
+            }
+            TimeWaitStep::Born => self.born(&event),
+            TimeWaitStep::Ended => self.end_early(&event, unseen, out),
+            TimeWaitStep::Paired => {
+                if let Some(socket) = event.socket
+                    && self.knows(&event)
+                {
+                    make_room(&mut self.born, self.limit);
+                    self.born.insert(Closing::Socket(socket), event.minisocket);
+                }
+            }
+            TimeWaitStep::Refused => {
+                let socket = event.socket.map(Closing::Socket);
+                if let Some(connection) = event.cookie.map(Closing::Cookie).or(socket) {
+                    make_room(&mut self.refused, self.limit);
+                    self.refused.insert(connection, event.substate);
+                }
+            }
         }
     }
 
@@ -188,41 +242,77 @@ impl MiniSockets {
         }
     }
 
+    /// Whether the minisocket of an event is one that we know.
+    fn knows(&self, event: &TimeWaitEvent) -> bool {
+        self.lives
+            .get(&event.minisocket)
+            .is_some_and(|life| life.cookie == event.cookie)
+    }
+
+    /// The timer tracepoints do not tell a birth from a start whose cancellation was lost.
     fn armed(&mut self, event: &TimeWaitEvent, out: &mut impl FnMut(Transition)) {
-        let known = self
-            .lives
-            .get_mut(&event.minisocket)
-            .filter(|life| life.cookie == event.cookie);
-        let Some(life) = known else {
+        if self.knows(event) {
+            self.armed_again(event, out);
+        } else {
             self.born(event);
+        }
+    }
+
+    fn armed_again(&mut self, event: &TimeWaitEvent, out: &mut impl FnMut(Transition)) {
+        if !self.knows(event) {
+            if !self.has_ended(event) {
+                // Older than the run. It may have been in this state already.
+                let life = self.life(event, event.time, Bound::AtLeast);
+                self.insert(event.minisocket, life);
+            }
+            return;
+        }
+        let Some(life) = self.lives.get_mut(&event.minisocket) else {
             return;
         };
         let before = *life;
         life.armed = event.time;
         let phase = Phase::between(before.entered, event.time, before.bound);
-        let reason = if before.state == event.substate {
-            Some(Reason::Restarted)
+        let why = if before.state == event.substate {
+            Some((Reason::Restarted, KnownBy::Kernel))
         } else {
             life.state = event.substate;
             (life.entered, life.bound) = (event.time, Bound::Exact);
             None
         };
-        out(before.transition(event, event.time, event.substate, phase, reason));
+        out(before.transition(event, event.time, event.substate, phase, why));
     }
 
     fn born(&mut self, event: &TimeWaitEvent) {
-        if self.lives.len() >= self.limit {
+        make_room(&mut self.born, self.limit);
+        if let Some(cookie) = event.cookie {
+            self.born.insert(Closing::Cookie(cookie), event.minisocket);
+        }
+        let life = self.life(event, event.time, Bound::Exact);
+        self.insert(event.minisocket, life);
+    }
+
+    fn insert(&mut self, minisocket: u64, life: Life) {
+        if self.lives.len() >= self.limit && !self.lives.contains_key(&minisocket) {
             self.lives.swap_remove_index(0);
             self.forgotten += 1;
         }
-        if self.born.len() >= self.limit {
-            self.born.clear();
-        }
-        if let Some(cookie) = event.cookie {
-            self.born.insert(cookie, event.minisocket);
-        }
-        self.lives
-            .insert(event.minisocket, Life::new(event, event.time, Bound::Exact));
+        self.lives.insert(minisocket, life);
+    }
+
+    /// A life that begins to be known.
+    fn life(&mut self, event: &TimeWaitEvent, entered: u64, bound: Bound) -> Life {
+        /// Above those of full sockets without cookies, and still exact in a JSON reader that knows only doubles.
+        const OWN: u64 = OWN_IDS + OWN_IDS / 2;
+        let connection = event.cookie.unwrap_or_else(|| {
+            self.made += 1;
+            OWN + self.made
+        });
+        Life::new(event, connection, entered, bound)
+    }
+
+    fn has_ended(&self, event: &TimeWaitEvent) -> bool {
+        self.ended.contains(&(event.minisocket, event.cookie))
     }
 
     fn end_early(
@@ -240,13 +330,17 @@ impl MiniSockets {
             (Some(Caller::Purge), _) => Reason::NamespaceGone,
             (None, _) => Reason::Unknown,
         };
-        self.end(event, reason, unseen, out);
+        let known_by = match reason {
+            Reason::Unknown => KnownBy::Inferred,
+            _ => KnownBy::Kernel,
+        };
+        self.end(event, (reason, known_by), unseen, out);
     }
 
     fn end(
         &mut self,
         event: &TimeWaitEvent,
-        reason: Reason,
+        why: Why,
         unseen: Option<u64>,
         out: &mut impl FnMut(Transition),
     ) {
@@ -254,25 +348,39 @@ impl MiniSockets {
             .lives
             .swap_remove(&event.minisocket)
             .filter(|life| life.cookie == event.cookie);
+        let told = matches!(event.step, TimeWaitStep::Ended | TimeWaitStep::TimedOut);
+        if told {
+            // It was taken off just as it expired, on two processors.
+            if known.is_none() && self.has_ended(event) {
+                return;
+            }
+            if self.ended.len() >= ENDED {
+                self.ended.pop_front();
+            }
+            self.ended.push_back((event.minisocket, event.cookie));
+        }
         let mut life = known.unwrap_or_else(|| match unseen {
-            Some(start) => Life::new(event, start, Bound::AtLeast),
-            None => Life::new(event, event.time, Bound::Unknown),
+            Some(start) => self.life(event, start, Bound::AtLeast),
+            None => self.life(event, event.time, Bound::Unknown),
         });
         if event.substate == TcpState::TimeWait {
-            self.silent_start(&mut life, event, known.is_some(), out);
+            // The functions tell every start, so that there is none to be found as long as no event was lost.
+            let silent = !told || unseen.is_none();
+            self.started_last(&mut life, event, known.is_some(), silent, out);
         }
         let phase = Phase::between(life.entered, event.time, life.bound);
-        out(life.transition(event, event.time, TcpState::Close, phase, Some(reason)));
+        out(life.transition(event, event.time, TcpState::Close, phase, Some(why)));
     }
 
     /// mod_timer() tells nothing when the new time falls into the same bucket of the timer wheel (about two seconds wide),
     /// but the timer's due time and the substate are set all the same: so they say at the end when TIME_WAIT was started
     /// last, exact to a tick.
-    fn silent_start(
+    fn started_last(
         &self,
         life: &mut Life,
         event: &TimeWaitEvent,
         known: bool,
+        silent: bool,
         out: &mut impl FnMut(Transition),
     ) {
         let started_ticks = event
@@ -283,7 +391,13 @@ impl MiniSockets {
             .saturating_sub(started_ticks)
             .saturating_mul(self.tick);
         let started = event.time.saturating_sub(ago);
-        if life.state == TcpState::FinWait2 {
+        if !known && started < event.time {
+            // It was in TIME_WAIT at least since it was last started, also if that was before we looked.
+            life.entered = life.entered.min(started);
+            life.bound = Bound::AtLeast;
+        } else if !silent {
+            // Nothing to find.
+        } else if life.state == TcpState::FinWait2 {
             let started = started.max(life.armed);
             let phase = Phase::between(life.entered, started, life.bound);
             out(life.transition(event, started, TcpState::TimeWait, phase, None));
@@ -291,20 +405,24 @@ impl MiniSockets {
             (life.entered, life.bound) = (started, Bound::Exact);
         } else if known && started > life.armed.saturating_add(2 * self.tick) {
             let phase = Phase::between(life.entered, started, life.bound);
-            let again = Some(Reason::Restarted);
+            let again = Some((Reason::Restarted, KnownBy::Inferred));
             out(life.transition(event, started, TcpState::TimeWait, phase, again));
-        } else if !known && started < event.time {
-            // It was in TIME_WAIT at least since it was last started, also if that was before we looked.
-            life.entered = life.entered.min(started);
-            life.bound = Bound::AtLeast;
         }
     }
 }
 
+/// Connections that never closed are those whose closing was lost: nothing to keep.
+fn make_room<T>(map: &mut FxHashMap<Closing, T>, limit: usize) {
+    if map.len() >= limit {
+        map.clear();
+    }
+}
+
 impl Life {
-    fn new(event: &TimeWaitEvent, entered: u64, bound: Bound) -> Self {
+    fn new(event: &TimeWaitEvent, connection: u64, entered: u64, bound: Bound) -> Self {
         Self {
             cookie: event.cookie,
+            connection,
             state: event.substate,
             entered,
             bound,
@@ -321,16 +439,17 @@ impl Life {
         time: u64,
         new: TcpState,
         phase: Phase,
-        reason: Option<Reason>,
+        why: Option<Why>,
     ) -> Transition {
         Transition {
-            connection: self.cookie.unwrap_or_default(),
+            connection: self.connection,
             phase,
             process: self.owner,
             cgroup: None,
             damaged: false,
             minisocket: true,
-            reason,
+            reason: why.map(|(reason, _)| reason),
+            known_by: why.map(|(_, known_by)| known_by),
             event: TransitionEvent {
                 time,
                 cookie: self.cookie,
@@ -347,6 +466,7 @@ impl Life {
                 old: self.state,
                 new,
                 error: None,
+                refused: None,
                 totals: None,
                 context: None,
             },

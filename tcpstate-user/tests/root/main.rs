@@ -6,6 +6,7 @@
 
 mod filters;
 mod hostile;
+mod overflow;
 mod support;
 mod timewait;
 mod trace;
