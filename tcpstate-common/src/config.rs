@@ -90,10 +90,19 @@ pub struct Config {
     pub wake_bytes: u64,
     /// Address of `tw_timer_handler`, by which timers of minisockets are known; 0 if they are not watched.
     pub timewait_handler: u64,
+    /// Where `tcp_time_wait` begins, by which a connection that could get no minisocket is known from the call chain of its
+    /// end; 0 if call chains are not looked at.
+    pub time_wait_begin: u64,
+    /// Where `tcp_time_wait` ends.
+    pub time_wait_end: u64,
+    /// How many ticks wide the bucket of the timer wheel is that a TIME_WAIT of 60 s falls into, as a power of two.
+    pub bucket_shift: u32,
     /// 1 if `bpf_get_socket_cookie` may be called (Linux 5.12 and later), else 0.
     pub cookie_helper: u32,
     /// 1 if `bpf_get_current_task_btf` may be called (Linux 5.11 and later), else 0.
     pub task_helper: u32,
+    /// Always 0.
+    pub padding: u32,
 }
 
 impl Config {
@@ -104,8 +113,12 @@ impl Config {
             filter: KernelFilter::all(6),
             wake_bytes: 0,
             timewait_handler: 0,
+            time_wait_begin: 0,
+            time_wait_end: 0,
+            bucket_shift: 0,
             cookie_helper: 0,
             task_helper: 0,
+            padding: 0,
         }
     }
 }

@@ -126,6 +126,8 @@ fields! {
         bytes_received: "tcp_sock", "bytes_received", 8, Need::Optional(TOTALS);
         retransmits:    "tcp_sock", "total_retrans", 4, Need::Optional(TOTALS);
         srtt_us:        "tcp_sock", "srtt_us", 4, Need::Optional(TOTALS);
+        sock_flags:     "sock", "__sk_common.skc_flags", 8, Need::Optional("whether an overflow of TIME_WAIT came before the peer's FIN");
+        timer_node:     "timer_list", "entry.pprev", 8, Need::Optional(TIMEWAIT);
         timer_function: "timer_list", "function", 8, Need::Optional(TIMEWAIT);
         timer_expires:  "timer_list", "expires", 8, Need::Optional(TIMEWAIT);
         tw_timer:       "inet_timewait_sock", "tw_timer.function", 8, Need::Optional(TIMEWAIT);

@@ -11,16 +11,51 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub enum RecordKind {
     /// A [`TransitionRecord`].
     Transition = 1,
-    /// A [`TimeWaitRecord`]: the timer of a minisocket was started, for the first time or again.
+    /// A [`TimeWaitRecord`] of the timer tracepoints: the timer of a minisocket was started, for the first time or again.
     TimeWaitArmed = 2,
-    /// A [`TimeWaitRecord`]: the timer was taken off, to be started again, to expire, or for good.
+    /// A [`TimeWaitRecord`] of the timer tracepoints: the timer was taken off, to be started again, to expire, or for good.
     TimeWaitCancelled = 3,
-    /// A [`TimeWaitRecord`]: the timer expires.
+    /// A [`TimeWaitRecord`] of the timer tracepoints: the timer expires.
     TimeWaitExpired = 4,
+    /// A [`TimeWaitRecord`] of the functions themselves: a minisocket was born.
+    TimeWaitBorn = 5,
+    /// A [`TimeWaitRecord`] of the functions themselves: its time was started again.
+    TimeWaitRestarted = 6,
+    /// A [`TimeWaitRecord`] of the functions themselves: it ends before its time.
+    TimeWaitEnded = 7,
+    /// A [`TimeWaitRecord`] of the functions themselves: its time is over.
+    TimeWaitTimedOut = 8,
+    /// A [`TimeWaitRecord`] that says which full socket a minisocket came from, where cookies do not.
+    TimeWaitPaired = 9,
+    /// A [`TimeWaitRecord`] of a full socket that was refused a minisocket.
+    TimeWaitRefused = 10,
     /// A [`SocketRecord`]: a full socket that was found.
-    Socket = 5,
+    Socket = 11,
     /// A [`TimeWaitRecord`]: a minisocket that was found.
-    TimeWaitFound = 6,
+    TimeWaitFound = 12,
+}
+
+impl RecordKind {
+    const ALL: [Self; 12] = [
+        Self::Transition,
+        Self::TimeWaitArmed,
+        Self::TimeWaitCancelled,
+        Self::TimeWaitExpired,
+        Self::TimeWaitBorn,
+        Self::TimeWaitRestarted,
+        Self::TimeWaitEnded,
+        Self::TimeWaitTimedOut,
+        Self::TimeWaitPaired,
+        Self::TimeWaitRefused,
+        Self::Socket,
+        Self::TimeWaitFound,
+    ];
+
+    /// The kind with this number, if there is one.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
 }
 
 /// Bits of [`TransitionRecord::flags`].
@@ -36,6 +71,10 @@ pub mod flags {
     pub const FILE_KNOWN: u8 = 1 << 3;
     /// The totals of a TCP socket were read: at -> ESTABLISHED and at -> CLOSE.
     pub const TOTALS: u8 = 1 << 4;
+    /// At -> CLOSE: `tcp_time_wait` was at it, and no minisocket was born on this CPU just before.
+    pub const TIME_WAIT: u8 = 1 << 5;
+    /// With [`TIME_WAIT`]: the peer's FIN has come (`SOCK_DONE`).
+    pub const FIN_RECEIVED: u8 = 1 << 6;
 }
 
 /// One state transition of one socket, as `inet_sock_set_state` saw it.
@@ -108,7 +147,8 @@ pub const CALLERS: usize = 8;
 
 /// Something happened to the timer of a TIME_WAIT minisocket (`struct inet_timewait_sock`).
 ///
-/// On one CPU nothing comes between the cancellation of a timer and its next start or expiry, if there is one.
+/// From the timer tracepoints: on one CPU nothing comes between the cancellation of a timer and its next start or expiry, if
+/// there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct TimeWaitRecord {
@@ -124,8 +164,10 @@ pub struct TimeWaitRecord {
     pub time: u64,
     /// Socket cookie, that of the full socket.
     pub cookie: u64,
-    /// Address of the minisocket.
+    /// Address of the minisocket; zero if it was refused.
     pub minisocket: u64,
+    /// Address of the full socket, if it was paired or refused.
+    pub socket: u64,
     /// Cookie of the network namespace.
     pub netns_cookie: u64,
     /// The clock of timers, now: ticks since some time before the kernel started.
@@ -225,7 +267,7 @@ impl Counter {
 
 const _: () = {
     assert!(size_of::<TransitionRecord>() == 160);
-    assert!(size_of::<TimeWaitRecord>() == 160);
+    assert!(size_of::<TimeWaitRecord>() == 168);
     assert!(size_of::<SocketRecord>() == 128);
     assert!(align_of::<TransitionRecord>() == 8 && align_of::<TimeWaitRecord>() == 8);
     assert!(size_of::<TransitionRecord>().is_multiple_of(8));

@@ -5,13 +5,10 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::generated::{
-        bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_ns, bpf_seq_write,
-        bpf_skc_to_tcp_sock,
-    },
+    helpers::generated::{bpf_ktime_get_ns, bpf_seq_write, bpf_skc_to_tcp_sock},
 };
 use tcpstate_common::{
-    record::{CALLERS, Counter, RecordKind, SocketRecord, TimeWaitRecord, flags},
+    record::{Counter, RecordKind, SocketRecord, flags},
     state::TcpState,
 };
 
@@ -19,6 +16,7 @@ use crate::{
     filter,
     memory::{Minisocket, Sock},
     ring,
+    timewait::{self, Step},
     transition::bytes,
 };
 
@@ -125,45 +123,8 @@ fn minisocket(context: &Context<'_>, found: Sock) {
     if found.state() != TcpState::TimeWait as u8 {
         return;
     }
-    // Gives it one if it has none yet, as a full socket: from then on it has.
-    let cookie = found.cookie();
+    // Gives it a cookie if it has none yet: from then on it has.
+    found.cookie();
     let minisocket = Minisocket::new(found.pointer());
-    let ends = minisocket.ends();
-    let (netns_cookie, netns) = minisocket.netns();
-    if !filter::wants_netns(netns_cookie, netns)
-        || !filter::wants_ends(&ends, 0)
-        || !filter::wants_protocol(ends.protocol)
-    {
-        return;
-    }
-    let Some(mut entry) = ring::reserve::<TimeWaitRecord>(context, Counter::LostSocket) else {
-        return;
-    };
-    // SAFETY: the helpers have no requirements.
-    let (time, ticks, cpu) = unsafe {
-        (
-            bpf_ktime_get_ns(),
-            bpf_jiffies64(),
-            bpf_get_smp_processor_id(),
-        )
-    };
-    entry.write(TimeWaitRecord {
-        kind: RecordKind::TimeWaitFound as u8,
-        substate: minisocket.substate(),
-        family: ends.family,
-        cpu,
-        time,
-        cookie,
-        minisocket: minisocket.pointer(),
-        netns_cookie,
-        ticks,
-        due: minisocket.due(),
-        laddr: bytes(ends.laddr),
-        raddr: bytes(ends.raddr),
-        lport: ends.lport,
-        rport: ends.rport,
-        netns,
-        callers: [0; CALLERS],
-    });
-    ring::submit(entry, time);
+    timewait::send(context, minisocket, &Step::found(minisocket));
 }

@@ -218,6 +218,13 @@ impl Sock {
         }
     }
 
+    /// Whether the peer's FIN has come (`tcp_fin`).
+    #[inline(always)]
+    pub(crate) fn fin_received(self) -> bool {
+        const SOCK_DONE: u64 = 1 << 1;
+        load!(self.0, sock_flags as u64) & SOCK_DONE != 0
+    }
+
     /// Whether the current task holds the socket in process context (`lock_sock`).
     #[inline(always)]
     pub(crate) fn owned(self) -> bool {
@@ -338,8 +345,7 @@ impl Timer {
         if handler == 0 || within == ABSENT || load!(self.0, timer_function as u64) != handler {
             return None;
         }
-        let function = self.0 as u64 + u64::from(constant!(OFFSETS.timer_function));
-        Some(Minisocket(function - u64::from(within)))
+        Some(Minisocket::with_timer(self.0 as u64))
     }
 
     /// When it is due, in ticks.
@@ -349,8 +355,8 @@ impl Timer {
     }
 }
 
-/// The address of a `struct inet_timewait_sock`, which begins like a `struct sock`. It was found by stepping back from a
-/// member, so the verifier does not know its type.
+/// The address of a `struct inet_timewait_sock`, which begins like a `struct sock`. It may have been found by
+/// stepping back from a member, or in a register, so the verifier does not know its type.
 #[derive(Clone, Copy)]
 pub(crate) struct Minisocket(u64);
 
@@ -360,19 +366,33 @@ impl Minisocket {
         Self(address)
     }
 
-    /// When its timer is due, in ticks.
+    /// The one whose timer is at this address.
     #[inline(always)]
-    pub(crate) fn due(self) -> u64 {
-        let within = constant!(OFFSETS.tw_timer);
-        if within == ABSENT {
-            return 0;
-        }
-        let timer = self.0 + u64::from(within) - u64::from(constant!(OFFSETS.timer_function));
-        read!(timer, timer_expires as u64)
+    pub(crate) fn with_timer(timer: u64) -> Self {
+        let function = timer + u64::from(constant!(OFFSETS.timer_function));
+        Self(function - u64::from(constant!(OFFSETS.tw_timer)))
     }
 
     pub(crate) fn pointer(self) -> u64 {
         self.0
+    }
+
+    #[inline(always)]
+    fn timer(self) -> u64 {
+        let function = self.0 + u64::from(constant!(OFFSETS.tw_timer));
+        function - u64::from(constant!(OFFSETS.timer_function))
+    }
+
+    /// When its timer is due, in ticks.
+    #[inline(always)]
+    pub(crate) fn due(self) -> u64 {
+        read!(self.timer(), timer_expires as u64)
+    }
+
+    /// Whether its timer is running (`timer_pending`).
+    #[inline(always)]
+    pub(crate) fn pending(self) -> bool {
+        read!(self.timer(), timer_node as u64) != 0
     }
 
     #[inline(always)]
@@ -432,6 +452,19 @@ impl Minisocket {
 pub(crate) fn probe<T: Default>(address: u64) -> T {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(address as *const T) }.unwrap_or_default()
+}
+
+/// Whether what returns to this address was called as this function (x86-64: a call instruction of five bytes, its target
+/// relative to the next instruction; the kernel may have led it through the padding before the function).
+#[inline(always)]
+pub(crate) fn returns_from(address: u64, function: u64) -> bool {
+    const CALL: u8 = 0xe8;
+    const PADDING: u64 = 16;
+    if address == 0 || probe::<u8>(address - 5) != CALL {
+        return false;
+    }
+    let target = address.wrapping_add_signed(i64::from(probe::<i32>(address - 4)));
+    function - PADDING <= target && target <= function
 }
 
 /// The current task, unless it is a kernel thread: one that closes a socket for others is nobody's process. Its process is

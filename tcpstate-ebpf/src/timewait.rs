@@ -1,94 +1,294 @@
-//! The life of a TIME_WAIT minisocket, by the kernel's generic timer tracepoints: they work where neither fentry nor kprobes
-//! are permitted, at the cost of one comparison for every timer of the machine.
+//! The life of a TIME_WAIT minisocket: one record for whatever hook sees it.
+
+mod fentry;
+mod kprobe;
+mod timer;
 
 use aya_ebpf::{
     EbpfContext,
     helpers::generated::{
         bpf_get_smp_processor_id, bpf_get_stack, bpf_jiffies64, bpf_ktime_get_ns,
     },
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
+    macros::map,
+    maps::PerCpuArray,
 };
-use tcpstate_common::record::{CALLERS, Counter, RecordKind, TimeWaitRecord};
+use tcpstate_common::{
+    record::{CALLERS, Counter, RecordKind, TimeWaitRecord},
+    state::TcpState,
+};
 
-use crate::{filter, memory::Timer, ring, transition::bytes};
+use crate::{
+    constants::constant,
+    filter,
+    memory::{self, Ends, Minisocket, Sock},
+    ring,
+    transition::bytes,
+};
 
-#[btf_tracepoint(function = "timer_start")]
-pub(crate) fn timewait_armed(context: BtfTracePointContext) -> i32 {
-    record(&context, RecordKind::TimeWaitArmed)
+/// Return addresses, innermost first.
+type Callers = [u64; CALLERS];
+
+/// What a record says besides what the minisocket itself does.
+pub(crate) struct Step {
+    kind: RecordKind,
+    /// When the timer is due, in ticks.
+    due: u64,
+    /// Address of the full socket, or 0.
+    socket: u64,
+    callers: Wanted,
 }
 
-#[btf_tracepoint(function = "timer_cancel")]
-pub(crate) fn timewait_cancelled(context: BtfTracePointContext) -> i32 {
-    record(&context, RecordKind::TimeWaitCancelled)
-}
-
-#[btf_tracepoint(function = "timer_expire_entry")]
-pub(crate) fn timewait_expired(context: BtfTracePointContext) -> i32 {
-    record(&context, RecordKind::TimeWaitExpired)
-}
-
-#[inline(always)]
-fn record(context: &BtfTracePointContext, kind: RecordKind) -> i32 {
-    let timer = Timer::new(context.arg::<*const u8>(0));
-    let Some(minisocket) = timer.minisocket() else {
-        return 0;
-    };
-    let ends = minisocket.ends();
-    let (netns_cookie, netns) = minisocket.netns();
-    if !filter::wants_netns(netns_cookie, netns)
-        || !filter::wants_ends(&ends, 0)
-        || !filter::wants_protocol(ends.protocol)
-    {
-        return 0;
+impl Step {
+    /// It is there.
+    #[inline(always)]
+    pub(crate) fn found(minisocket: Minisocket) -> Self {
+        Self {
+            kind: RecordKind::TimeWaitFound,
+            due: minisocket.due(),
+            socket: 0,
+            callers: Wanted::No,
+        }
     }
-    let lost = Counter::LostTimeWait;
+}
+
+/// Whether a record says who was at it. A call chain costs a microsecond.
+#[derive(Clone, Copy)]
+enum Wanted {
+    No,
+    Yes,
+    /// Not if the timer is taken off because it expires.
+    BeforeExpiry,
+}
+
+/// Sends a record of a minisocket, if it is wanted.
+#[inline(always)]
+pub(crate) fn send(context: &impl EbpfContext, minisocket: Minisocket, step: &Step) {
+    let ends = minisocket.ends();
+    let netns = minisocket.netns();
+    if !is_wanted(&ends, netns) {
+        return;
+    }
+    let cookie = minisocket.cookie();
+    match step.kind {
+        RecordKind::TimeWaitArmed | RecordKind::TimeWaitBorn => remember(cookie),
+        RecordKind::TimeWaitPaired => remember(step.socket),
+        _ => {}
+    }
+    let substate = minisocket.substate();
+    // SAFETY: the helper has no requirements.
+    let ticks = unsafe { bpf_jiffies64() };
+    let lost = match step.kind {
+        RecordKind::TimeWaitFound => Counter::LostSocket,
+        _ => Counter::LostTimeWait,
+    };
     let Some(mut entry) = ring::reserve::<TimeWaitRecord>(context, lost) else {
-        return 0;
+        return;
     };
     // SAFETY: the helpers have no requirements.
-    let (time, ticks, cpu) = unsafe {
-        (
-            bpf_ktime_get_ns(),
-            bpf_jiffies64(),
-            bpf_get_smp_processor_id(),
-        )
-    };
+    let (time, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
     let record = entry.write(TimeWaitRecord {
-        kind: kind as u8,
-        substate: minisocket.substate(),
+        kind: step.kind as u8,
+        substate,
         family: ends.family,
         cpu,
         time,
-        cookie: minisocket.cookie(),
+        cookie,
         minisocket: minisocket.pointer(),
-        netns_cookie,
+        socket: step.socket,
+        netns_cookie: netns.0,
         ticks,
-        due: timer.due(),
+        due: step.due,
         laddr: bytes(ends.laddr),
         raddr: bytes(ends.raddr),
         lport: ends.lport,
         rport: ends.rport,
-        netns,
+        netns: netns.1,
         callers: [0; CALLERS],
     });
-    // A timer that is due is taken off to expire, as a rule, and a call chain costs a microsecond; before that, who takes it
-    // off says why the life ends.
-    if matches!(kind, RecordKind::TimeWaitCancelled)
-        && ticks.cast_signed() < record.due.cast_signed()
-    {
-        // The first frames are those of the tracepoint itself.
-        const SKIPPED: u64 = 2;
-        // SAFETY: the buffer is the record's own, of this size.
-        unsafe {
-            bpf_get_stack(
-                context.as_ptr(),
-                record.callers.as_mut_ptr().cast(),
-                size_of_val(&record.callers) as u32,
-                SKIPPED,
-            )
-        };
+    match step.callers {
+        Wanted::No => {}
+        Wanted::Yes => call_chain(context, &mut record.callers, 0),
+        Wanted::BeforeExpiry => {
+            if ticks.cast_signed() < expires(substate, step.due).cast_signed() {
+                call_chain(context, &mut record.callers, OF_TRACEPOINT);
+            }
+        }
     }
     ring::submit(entry, time);
-    0
+}
+
+/// A full socket was refused a minisocket that would have had this state.
+#[inline(always)]
+fn send_refused(context: &impl EbpfContext, sock: Sock, substate: u8) {
+    let ends = sock.ends(false);
+    let netns = sock.netns();
+    if !is_wanted(&ends, netns) {
+        return;
+    }
+    let Some(mut entry) = ring::reserve::<TimeWaitRecord>(context, Counter::LostTimeWait) else {
+        return;
+    };
+    // SAFETY: the helpers have no requirements.
+    let (time, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
+    entry.write(TimeWaitRecord {
+        kind: RecordKind::TimeWaitRefused as u8,
+        substate,
+        family: ends.family,
+        cpu,
+        time,
+        cookie: sock.cookie(),
+        minisocket: 0,
+        socket: sock.pointer(),
+        netns_cookie: netns.0,
+        ticks: 0,
+        due: 0,
+        laddr: bytes(ends.laddr),
+        raddr: bytes(ends.raddr),
+        lport: ends.lport,
+        rport: ends.rport,
+        netns: netns.1,
+        callers: [0; CALLERS],
+    });
+    ring::submit(entry, time);
+}
+
+#[inline(always)]
+fn is_wanted(ends: &Ends, (cookie, inode): (u64, u32)) -> bool {
+    filter::wants_netns(cookie, inode)
+        && filter::wants_ends(ends, 0)
+        && filter::wants_protocol(ends.protocol)
+}
+
+/// `__inet_twsk_schedule(tw, timeo, rearm)`: the timer is about to be started.
+#[inline(always)]
+fn scheduled(context: &impl EbpfContext, minisocket: Minisocket, ticks: i32, again: bool) {
+    // What does not run any more is not started again (`mod_timer_pending`).
+    if again && !minisocket.pending() {
+        return;
+    }
+    let kind = if again {
+        RecordKind::TimeWaitRestarted
+    } else {
+        RecordKind::TimeWaitBorn
+    };
+    // SAFETY: the helper has no requirements.
+    let now = unsafe { bpf_jiffies64() };
+    let step = Step {
+        kind,
+        due: now.wrapping_add_signed(i64::from(ticks)),
+        socket: 0,
+        callers: Wanted::No,
+    };
+    send(context, minisocket, &step);
+}
+
+/// `inet_twsk_deschedule_put(tw)`: it ends now, unless its timer has just expired on another CPU.
+#[inline(always)]
+fn descheduled(context: &impl EbpfContext, minisocket: Minisocket) {
+    if minisocket.pending() {
+        let step = Step {
+            kind: RecordKind::TimeWaitEnded,
+            due: minisocket.due(),
+            socket: 0,
+            callers: Wanted::Yes,
+        };
+        send(context, minisocket, &step);
+    }
+}
+
+/// `tw_timer_handler(timer)`: its time is over.
+#[inline(always)]
+fn timed_out(context: &impl EbpfContext, timer: u64) {
+    let minisocket = Minisocket::with_timer(timer);
+    let step = Step {
+        kind: RecordKind::TimeWaitTimedOut,
+        due: minisocket.due(),
+        socket: 0,
+        callers: Wanted::No,
+    };
+    send(context, minisocket, &step);
+}
+
+/// `inet_twsk_hashdance(tw, sk, ..)`, after the timer was started: a minisocket takes the place of a full socket.
+#[inline(always)]
+fn paired(context: &impl EbpfContext, minisocket: Minisocket, socket: u64) {
+    let step = Step {
+        kind: RecordKind::TimeWaitPaired,
+        due: 0,
+        socket,
+        callers: Wanted::No,
+    };
+    send(context, minisocket, &step);
+}
+
+/// The tick at which a timer expires: when the bucket of the timer wheel is emptied that it lies in (`calc_index` in
+/// `kernel/time/timer.c`). In FIN_WAIT2 the time may be any, so the bucket is not known.
+#[inline(always)]
+fn expires(substate: u8, due: u64) -> u64 {
+    let shift = constant!(CONFIG.bucket_shift) & 63;
+    if substate == TcpState::TimeWait as u8 {
+        ((due >> shift) + 1) << shift
+    } else {
+        due
+    }
+}
+
+/// The connection whose minisocket was born last on this CPU: its cookie, or the address of its full socket.
+#[map]
+static LAST_BORN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+#[inline(always)]
+fn remember(connection: u64) {
+    if constant!(CONFIG.time_wait_begin) == 0 || connection == 0 {
+        return;
+    }
+    if let Some(last) = LAST_BORN.get_ptr_mut(0) {
+        // SAFETY: the slot belongs to this CPU.
+        unsafe { *last = connection };
+    }
+}
+
+/// Whether `tcp_time_wait` closes this socket without having made a minisocket of it on this CPU. A full socket closes
+/// some microseconds after its minisocket was born, so hardly any call chain has to be looked at. `tcp_time_wait` is in the
+/// chain itself if the compiler has not made a jump of its last call (`tcp_done`), else as what its caller called.
+#[inline(always)]
+pub(crate) fn is_refused(context: &impl EbpfContext, cookie: u64, socket: u64) -> bool {
+    let begin = constant!(CONFIG.time_wait_begin);
+    let end = constant!(CONFIG.time_wait_end);
+    if begin == 0 {
+        return false;
+    }
+    let connection = if cookie == 0 { socket } else { cookie };
+    if let Some(last) = LAST_BORN.get(0)
+        && *last == connection
+    {
+        return false;
+    }
+    let mut callers: Callers = [0; CALLERS];
+    call_chain(context, &mut callers, OF_TRACEPOINT);
+    let mut index = 0;
+    while index < CALLERS {
+        let address = callers[index];
+        if (begin < address && address <= end) || memory::returns_from(address, begin) {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+/// How many of the first frames are those of a tracepoint itself.
+const OF_TRACEPOINT: u64 = 2;
+
+#[inline(always)]
+fn call_chain(context: &impl EbpfContext, callers: &mut Callers, skipped: u64) {
+    // SAFETY: the buffer is of this size.
+    unsafe {
+        bpf_get_stack(
+            context.as_ptr(),
+            callers.as_mut_ptr().cast(),
+            size_of::<Callers>() as u32,
+            skipped,
+        )
+    };
 }

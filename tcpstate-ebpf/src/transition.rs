@@ -11,7 +11,7 @@ use tcpstate_common::{
 use crate::{
     filter,
     memory::{self, Listener, Process, Sock, Totals},
-    ring,
+    ring, timewait,
 };
 
 const IPPROTO_TCP: u16 = 6;
@@ -74,6 +74,15 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
         totals = sock.totals();
         if totals.known {
             flags |= flags::TOTALS;
+        }
+    }
+    let in_fin_wait = old == TcpState::FinWait1 as i32
+        || old == TcpState::FinWait2 as i32
+        || old == TcpState::Closing as i32;
+    if closed && in_fin_wait && timewait::is_refused(&context, cookie, sock.pointer()) {
+        flags |= flags::TIME_WAIT;
+        if sock.fin_received() {
+            flags |= flags::FIN_RECEIVED;
         }
     }
     entry.write(TransitionRecord {

@@ -8,7 +8,7 @@ use tcpstate_common::state::TcpState;
 
 use crate::{
     event::{Endpoint, Process, Protocol, Totals, TransitionEvent, Via},
-    lifecycle::{Bound, Found, Phase, Reason, Transition},
+    lifecycle::{Bound, Found, KnownBy, Phase, Reason, Transition},
 };
 
 /// Who opened a connection.
@@ -60,15 +60,6 @@ pub enum How {
     Aborted,
     /// Not known.
     Unknown,
-}
-
-/// How the end of a TIME_WAIT is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KnownBy {
-    /// The kernel said so, by the timer that expired or by who took it off.
-    Kernel,
-    /// Nobody said.
-    Inferred,
 }
 
 /// How a TIME_WAIT ended.
@@ -133,10 +124,6 @@ labels! {
         Destroyed => "destroyed",
         Aborted => "aborted",
         Unknown => "unknown",
-    }
-    KnownBy {
-        Kernel => "kernel",
-        Inferred => "inferred",
     }
 }
 
@@ -383,6 +370,7 @@ impl Connection {
                     time_wait.restarts += 1;
                 }
             }
+            (_, Close, Some(Reason::Overflow)) => self.overflow(transition),
             (_, Close, Some(reason)) => self.end_minisocket(transition, reason),
             (_, Close, None) => self.end(event),
             _ => {}
@@ -444,10 +432,7 @@ impl Connection {
                 restarts: before.map_or(0, |time_wait| time_wait.restarts),
                 phase,
                 end: TimeWaitEnd::Reason(reason),
-                known_by: match reason {
-                    Reason::Unknown => KnownBy::Inferred,
-                    _ => KnownBy::Kernel,
-                },
+                known_by: transition.known_by.unwrap_or(KnownBy::Inferred),
             });
             self.how = How::Fin;
             return;
@@ -457,9 +442,27 @@ impl Connection {
             Reason::Rst => How::RstReceived,
             Reason::ResetHalfClose => How::RstSent,
             Reason::Destroyed | Reason::NamespaceGone => How::Destroyed,
-            Reason::ReusedConnect | Reason::ReusedSyn | Reason::Restarted | Reason::Unknown => {
-                How::Unknown
-            }
+            Reason::ReusedConnect
+            | Reason::ReusedSyn
+            | Reason::Restarted
+            | Reason::Overflow
+            | Reason::Unknown => How::Unknown,
+        };
+    }
+
+    /// It should have become a minisocket, and there was none for it. If that was before the peer's FIN came, how it
+    /// would have ended is not known: the peer's FIN will be answered with a RST.
+    fn overflow(&mut self, transition: &Transition) {
+        self.time_wait = Some(TimeWait {
+            began: transition.event.time,
+            phase: Phase::new(0, Bound::Exact),
+            restarts: 0,
+            end: TimeWaitEnd::Reason(Reason::Overflow),
+            known_by: transition.known_by.unwrap_or(KnownBy::Inferred),
+        });
+        self.how = match transition.event.refused {
+            Some(TcpState::TimeWait) => How::Fin,
+            _ => How::Unknown,
         };
     }
 

@@ -2,6 +2,4 @@
 
 mod connection;
 
-pub use connection::{
-    ClosedFirst, Connection, Connections, How, KnownBy, Opened, TimeWait, TimeWaitEnd,
-};
+pub use connection::{ClosedFirst, Connection, Connections, How, Opened, TimeWait, TimeWaitEnd};

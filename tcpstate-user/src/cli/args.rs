@@ -10,7 +10,7 @@ use tcpstate_common::{config::PortRange, state::TcpState};
 use crate::{
     event::{Comm, Protocol},
     filter::{Filter, IpVersion},
-    kernel::{self, Cgroups, Hook, Wanted},
+    kernel::{self, Cgroups, Hook, TimeWaitHook, TimeWaitRequest},
 };
 
 /// Trace every TCP state transition of this machine, and measure what others leave out.
@@ -134,20 +134,26 @@ pub struct LiveArgs {
 pub enum TimeWaitChoice {
     /// The best way that this kernel allows
     Auto,
-    /// The kernel's timer tracepoints
+    /// Programs at the beginning of the kernel's functions for TIME_WAIT: tells everything
+    Fentry,
+    /// Kprobes on the same functions
+    Kprobe,
+    /// The kernel's timer tracepoints: restarts within about 2 s are told only at the end
     Timer,
     /// Not at all: the trace shows what the state tracepoint shows, FIN_WAIT2 -> CLOSE
     Off,
 }
 
 impl TimeWaitChoice {
-    /// How much it is wanted.
+    /// What that asks of the kernel.
     #[must_use]
-    pub const fn wanted(self) -> Wanted {
+    pub const fn request(self) -> TimeWaitRequest {
         match self {
-            Self::Auto => Wanted::IfPossible,
-            Self::Timer => Wanted::Must,
-            Self::Off => Wanted::No,
+            Self::Auto => TimeWaitRequest::Auto,
+            Self::Fentry => TimeWaitRequest::Only(TimeWaitHook::Fentry),
+            Self::Kprobe => TimeWaitRequest::Only(TimeWaitHook::Kprobe),
+            Self::Timer => TimeWaitRequest::Only(TimeWaitHook::Timer),
+            Self::Off => TimeWaitRequest::Off,
         }
     }
 }

@@ -42,7 +42,7 @@ pub fn run(args: &LiveArgs, rows: Rows, running: bool) -> Result<Outcome> {
     let target = output::open(&args.output)?;
     let request = Request {
         hook: args.hook.only(),
-        timewait: args.timewait.wanted(),
+        timewait: args.timewait.request(),
         filter: filter.for_kernel(),
         buffer: args.buffer,
         existing: !args.skip_existing,

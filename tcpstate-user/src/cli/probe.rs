@@ -64,10 +64,26 @@ fn text(report: &Report) -> String {
             line(format_args!("    loses {loses}"));
         }
     }
-    line(format_args!("life of TIME_WAIT:"));
-    match report.timewait {
-        Some(hook) => line(format_args!("  {:<19} works  used", hook.label())),
-        None => line(format_args!("  not observed")),
+    line(format_args!("life of TIME_WAIT, best first:"));
+    for observer in &report.timewait_observers {
+        let mark = if Some(observer.observer) == report.timewait {
+            "used"
+        } else {
+            ""
+        };
+        let works = if observer.works { "works" } else { "no" };
+        line(format_args!(
+            "  {:<19} {works:<6} {mark}",
+            observer.observer.word()
+        ));
+        if let Some(reason) = &observer.reason {
+            line(format_args!("    because {reason}"));
+        }
+        line(format_args!("    costs {}", observer.costs));
+        match observer.cannot_see {
+            Some(what) => line(format_args!("    does not see {what}")),
+            None => line(format_args!("    sees everything")),
+        }
     }
     line(format_args!("lost on this kernel with the hooks used:"));
     if report.chosen.is_none() {

@@ -9,7 +9,7 @@ use super::args::LiveArgs;
 use crate::{
     analysis::Connections,
     clock,
-    event::{Event, SocketEvent, TimeWaitEvent, TimerStep, TransitionEvent},
+    event::{Event, SocketEvent, TimeWaitEvent, TimeWaitStep, TransitionEvent},
     filter::{Filter, Gate, Unattributed},
     kernel::{Cgroups, Owners, Tracer},
     lifecycle::{Counts, Found, Lifecycle, Transition},
@@ -116,7 +116,7 @@ impl View {
                 self.found_socket(&event);
                 Ok(())
             }
-            Event::TimeWait(event) if event.step == TimerStep::Found => {
+            Event::TimeWait(event) if event.step == TimeWaitStep::Found => {
                 self.found_minisocket(&event)
             }
             Event::TimeWait(event) => {

@@ -16,14 +16,14 @@ use tcpstate_common::{
 use zerocopy::FromBytes;
 
 pub use socket::SocketEvent;
-pub use timewait::{TimeWaitEvent, TimerStep};
+pub use timewait::{TimeWaitEvent, TimeWaitStep};
 
 /// Something that happened in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A full socket changed its state.
     Transition(TransitionEvent),
-    /// Something happened to the timer of a TIME_WAIT minisocket.
+    /// Something happened to a TIME_WAIT minisocket.
     TimeWait(TimeWaitEvent),
     /// A full socket that was there before.
     Socket(SocketEvent),
@@ -284,6 +284,8 @@ pub struct TransitionEvent {
     pub new: TcpState,
     /// `sk_err`, a positive errno; `None` if there was no error.
     pub error: Option<i32>,
+    /// At -> CLOSE: it should have become a minisocket in this state (FIN_WAIT2 or TIME_WAIT), as far as this event tells.
+    pub refused: Option<TcpState>,
     /// What the connection has done so far, at -> ESTABLISHED and at -> CLOSE.
     pub totals: Option<Totals>,
     /// The task in whose context this happened; `None` if a packet or a timer caused it.
@@ -296,30 +298,30 @@ impl Event {
     /// # Errors
     /// If the bytes are no record of a kind, size and content we know.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        const TRANSITION: u8 = RecordKind::Transition as u8;
-        const ARMED: u8 = RecordKind::TimeWaitArmed as u8;
-        const CANCELLED: u8 = RecordKind::TimeWaitCancelled as u8;
-        const EXPIRED: u8 = RecordKind::TimeWaitExpired as u8;
-        const FOUND: u8 = RecordKind::TimeWaitFound as u8;
-        const SOCKET: u8 = RecordKind::Socket as u8;
         let timewait = |step| {
             let record: TimeWaitRecord = read(bytes)?;
             TimeWaitEvent::from_record(&record, step).map(Self::TimeWait)
         };
-        match bytes.first().copied().ok_or(DecodeError::Empty)? {
-            TRANSITION => {
+        let kind = bytes.first().copied().ok_or(DecodeError::Empty)?;
+        match RecordKind::from_number(kind).ok_or(DecodeError::UnknownKind(kind))? {
+            RecordKind::Transition => {
                 let record: TransitionRecord = read(bytes)?;
                 TransitionEvent::from_record(&record).map(Self::Transition)
             }
-            ARMED => timewait(TimerStep::Armed),
-            CANCELLED => timewait(TimerStep::Cancelled),
-            EXPIRED => timewait(TimerStep::Expired),
-            FOUND => timewait(TimerStep::Found),
-            SOCKET => {
+            RecordKind::TimeWaitArmed => timewait(TimeWaitStep::Armed),
+            RecordKind::TimeWaitCancelled => timewait(TimeWaitStep::Cancelled),
+            RecordKind::TimeWaitExpired => timewait(TimeWaitStep::Expired),
+            RecordKind::TimeWaitBorn => timewait(TimeWaitStep::Born),
+            RecordKind::TimeWaitRestarted => timewait(TimeWaitStep::Restarted),
+            RecordKind::TimeWaitEnded => timewait(TimeWaitStep::Ended),
+            RecordKind::TimeWaitTimedOut => timewait(TimeWaitStep::TimedOut),
+            RecordKind::TimeWaitPaired => timewait(TimeWaitStep::Paired),
+            RecordKind::TimeWaitRefused => timewait(TimeWaitStep::Refused),
+            RecordKind::TimeWaitFound => timewait(TimeWaitStep::Found),
+            RecordKind::Socket => {
                 let record: SocketRecord = read(bytes)?;
                 SocketEvent::from_record(&record).map(Self::Socket)
             }
-            kind => Err(DecodeError::UnknownKind(kind)),
         }
     }
 
@@ -375,6 +377,13 @@ impl TransitionEvent {
             old,
             new,
             error: (record.error > 0).then_some(record.error),
+            refused: (record.flags & flags::TIME_WAIT != 0).then_some(
+                if record.flags & flags::FIN_RECEIVED == 0 {
+                    TcpState::FinWait2
+                } else {
+                    TcpState::TimeWait
+                },
+            ),
             totals: (record.flags & flags::TOTALS != 0).then(|| {
                 Totals::new(
                     record.bytes_acked,

@@ -1,4 +1,4 @@
-//! What happens to the timer of a TIME_WAIT minisocket.
+//! What happens to a TIME_WAIT minisocket, and to its timer.
 
 use tcpstate_common::{
     record::{CALLERS, TimeWaitRecord},
@@ -7,24 +7,37 @@ use tcpstate_common::{
 
 use super::{DecodeError, Endpoint, check_family, known, state};
 
-/// What happened to the timer.
+/// What happened. The timer tracepoints tell what was done to the timer, from which the rest follows; the functions of
+/// minisockets tell it themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TimerStep {
-    /// Started: the first time, or again.
+pub enum TimeWaitStep {
+    /// Timer tracepoints: started, the first time or again. Some starts are not told.
     Armed,
-    /// Taken off: to be started again, to expire (then that follows on the same CPU), or for good.
+    /// Timer tracepoints: taken off, to be started again, to expire (then that follows on the same CPU), or for good.
     Cancelled,
-    /// It expires.
+    /// Timer tracepoints: it expires.
     Expired,
-    /// It runs: the minisocket was found in the kernel's list.
+    /// Functions: born, with its timer started.
+    Born,
+    /// Functions: its time was started again.
+    Restarted,
+    /// Functions: it ends before its time.
+    Ended,
+    /// Functions: its time is over.
+    TimedOut,
+    /// It took the place of the full socket at this address; told where cookies do not.
+    Paired,
+    /// There is none: the full socket at this address was refused one.
+    Refused,
+    /// It was found in the kernel's list.
     Found,
 }
 
-/// Something happened to the timer of a minisocket.
+/// Something happened to a minisocket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimeWaitEvent {
     /// What.
-    pub step: TimerStep,
+    pub step: TimeWaitStep,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub time: u64,
     /// The CPU it happened on.
@@ -33,6 +46,8 @@ pub struct TimeWaitEvent {
     pub cookie: Option<u64>,
     /// Address of the minisocket: an identity while it lives.
     pub minisocket: u64,
+    /// Address of the full socket, if it was paired or refused.
+    pub socket: Option<u64>,
     /// Network namespace: cookie.
     pub netns_cookie: Option<u64>,
     /// Network namespace: inode number.
@@ -41,7 +56,7 @@ pub struct TimeWaitEvent {
     pub local: Endpoint,
     /// The peer's end.
     pub remote: Endpoint,
-    /// FIN_WAIT2 or TIME_WAIT.
+    /// FIN_WAIT2 or TIME_WAIT; of a refused one, which it would have been.
     pub substate: TcpState,
     /// The clock of timers, in ticks.
     pub ticks: u64,
@@ -54,7 +69,7 @@ pub struct TimeWaitEvent {
 impl TimeWaitEvent {
     pub(super) fn from_record(
         record: &TimeWaitRecord,
-        step: TimerStep,
+        step: TimeWaitStep,
     ) -> Result<Self, DecodeError> {
         check_family(record.family)?;
         let substate = match state(record.substate)? {
@@ -67,6 +82,7 @@ impl TimeWaitEvent {
             cpu: record.cpu,
             cookie: known(record.cookie),
             minisocket: record.minisocket,
+            socket: known(record.socket),
             netns_cookie: known(record.netns_cookie),
             netns: (record.netns != 0).then_some(record.netns),
             local: Endpoint::new(record.laddr, record.lport),

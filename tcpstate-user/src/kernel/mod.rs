@@ -6,6 +6,7 @@ mod cgroup;
 mod existing;
 mod format;
 mod netns;
+mod observer;
 mod owners;
 pub mod plan;
 pub mod probe;
@@ -15,8 +16,9 @@ pub use capability::drop_privileges;
 pub use cgroup::Cgroups;
 pub use existing::{List, Progress, Reader};
 pub use netns::find as find_netns;
+pub use observer::{TimeWaitHook, TimeWaitRequest};
 pub use owners::Owners;
-pub use plan::{Attached, Hook, Missing, Plan, Request, Wanted};
+pub use plan::{Attached, Hook, Missing, Plan, Request};
 pub use tracer::Tracer;
 
 /// Whether process ids mean the same to us as to the kernel.

@@ -3,6 +3,7 @@
 use std::{
     fmt, fs,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use aya::{
@@ -17,7 +18,10 @@ use tcpstate_common::{
     fields::{Format, Offsets},
 };
 
-use super::{btf, capability, existing, format};
+use super::{
+    btf, capability, existing, format,
+    observer::{self, TimeWaitHook, TimeWaitRequest},
+};
 use crate::{clock, lifecycle::Callers};
 
 /// The kernel side, built from `tcpstate-ebpf` by `cargo xtask ebpf`.
@@ -64,48 +68,19 @@ impl Hook {
     }
 }
 
-/// A way of observing the life of TIME_WAIT minisockets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TimeWaitHook {
-    /// The kernel's generic timer tracepoints, as BTF tracepoints.
-    Timer,
-}
-
-impl TimeWaitHook {
-    /// Its name for people.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Timer => "timer tracepoints",
-        }
-    }
-}
-
 /// What was asked for.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Only this hook for transitions; the best otherwise.
     pub hook: Option<Hook>,
-    /// Whether minisockets are to be observed, and whether it is an error if they cannot be.
-    pub timewait: Wanted,
+    /// How minisockets are to be observed.
+    pub timewait: TimeWaitRequest,
     /// What the kernel side decides.
     pub filter: KernelFilter,
     /// Bytes of the ring buffer: a power of two, at least a page.
     pub buffer: u32,
     /// Whether sockets that are there already are wanted.
     pub existing: bool,
-}
-
-/// How much something is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// Not at all.
-    No,
-    /// If it can be had.
-    IfPossible,
-    /// It is an error if it cannot be had.
-    Must,
 }
 
 /// Something this kernel does not let us know.
@@ -124,13 +99,15 @@ pub struct Plan {
     pub hook: Hook,
     /// How minisockets are observed, if they are.
     pub timewait: Option<TimeWaitHook>,
-    /// Who ends minisockets in this kernel.
+    /// Better ways of observing them that do not work here, and why.
+    pub refused: Vec<(TimeWaitHook, String)>,
+    /// Where the functions are that make and end minisockets.
     pub callers: Callers,
     /// What will not be known.
     pub missing: Vec<Missing>,
-    offsets: Offsets,
+    pub(super) offsets: Offsets,
     format: Format,
-    cookie_helper: bool,
+    pub(super) cookie_helper: bool,
     task_helper: bool,
 }
 
@@ -188,12 +165,24 @@ impl Attached {
 #[derive(Debug)]
 pub struct Refused {
     attempts: Vec<Attempt>,
+    timewait: TimeWaitRequest,
 }
 
 impl fmt::Display for Refused {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let missing = capability::missing();
-        if missing.is_empty() {
+        if let (true, TimeWaitRequest::Only(observer)) = (missing.is_empty(), self.timewait) {
+            let why = self
+                .attempts
+                .iter()
+                .find_map(|attempt| attempt.outcome.as_ref().err());
+            return write!(
+                out,
+                "--timewait {} does not work here: {}; --timewait auto takes what does",
+                observer.word(),
+                why.map_or("unknown", String::as_str)
+            );
+        } else if missing.is_empty() {
             write!(
                 out,
                 "this kernel lets us use no hook for TCP state transitions"
@@ -239,7 +228,10 @@ impl Refused {
 /// # Errors
 /// If none works.
 pub fn attach(request: &Request, attempts: &mut Vec<Attempt>) -> Result<Attached, Refused> {
-    let wanted = |hook: &Hook| request.hook.is_none_or(|only| only == *hook);
+    // Minisockets are observed beside the BTF tracepoint only.
+    let best = matches!(request.timewait, TimeWaitRequest::Only(_)).then_some(Hook::BtfTracepoint);
+    let only = request.hook.or(best);
+    let wanted = |hook: &Hook| only.is_none_or(|only| only == *hook);
     for hook in Hook::ALL.into_iter().filter(wanted) {
         let outcome = match hook {
             Hook::BtfTracepoint => try_btf(request),
@@ -261,6 +253,7 @@ pub fn attach(request: &Request, attempts: &mut Vec<Attempt>) -> Result<Attached
     }
     Err(Refused {
         attempts: std::mem::take(attempts),
+        timewait: request.timewait,
     })
 }
 
@@ -290,6 +283,7 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
     let mut plan = Plan {
         hook: Hook::BtfTracepoint,
         timewait: None,
+        refused: Vec::new(),
         callers: Callers::default(),
         missing,
         offsets,
@@ -297,21 +291,16 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
         cookie_helper: true,
         task_helper: true,
     };
-    if request.timewait != Wanted::No {
-        plan.callers = callers();
-    }
     // What a helper is allowed to be called by, only loading tells; the best first.
     let mut refusal = String::new();
     for (cookie_helper, task_helper) in [(true, true), (false, true), (false, false)] {
         plan.cookie_helper = cookie_helper;
         plan.task_helper = task_helper;
         let mut ebpf = load_maps(&plan, request, Some(&kernel_types))?;
-        match attach_btf(&mut ebpf, "transition", TRACEPOINT, &kernel_types) {
+        match load_btf(&mut ebpf, &kernel_types) {
             Ok(()) => {
                 plan.missing.extend(missing_cookies(cookie_helper));
-                watch_minisockets(&mut plan, &mut ebpf, request.timewait, &kernel_types)?;
-                let existing = request.existing && can_find(&mut plan, &mut ebpf, &kernel_types);
-                return Ok(Attached::now(plan, ebpf, existing));
+                return watch(plan, request, ebpf, &kernel_types);
             }
             Err(error) => refusal = reason(&error),
         }
@@ -319,60 +308,78 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
     Err(refusal)
 }
 
-/// Loads the iterator over sockets, or says in the plan why not.
-fn can_find(plan: &mut Plan, ebpf: &mut Ebpf, kernel_types: &Btf) -> bool {
-    let loaded = existing::load(ebpf, kernel_types);
-    if let Err(error) = &loaded {
+/// The hooks are in place; loads the iterators over sockets too, or says in the plan why not.
+fn in_place(mut plan: Plan, request: &Request, mut ebpf: Ebpf, kernel_types: &Btf) -> Attached {
+    let mut existing = request.existing;
+    if existing && let Err(error) = existing::load(&mut ebpf, kernel_types) {
+        existing = false;
         plan.missing.push(Missing {
-            what: format!("iterator over sockets: {}", reason(error)),
+            what: format!("iterator over sockets: {}", reason(&error)),
             loses: "sockets that were there before, and their processes".to_owned(),
         });
     }
-    loaded.is_ok()
+    Attached::now(plan, ebpf, existing)
 }
 
-/// Attaches the timer tracepoints, or says in the plan (or as an error) why not.
-fn watch_minisockets(
-    plan: &mut Plan,
-    ebpf: &mut Ebpf,
-    wanted: Wanted,
+/// Attaches the tracepoint program that is loaded, with the best of the observers of minisockets that were asked for.
+fn watch(
+    mut plan: Plan,
+    request: &Request,
+    mut ebpf: Ebpf,
     kernel_types: &Btf,
-) -> Result<(), String> {
-    if wanted == Wanted::No {
-        return Ok(());
+) -> Result<Attached, String> {
+    let observers = request.timewait.candidates();
+    if !observers.is_empty() {
+        plan.callers = callers();
     }
-    match attach_timers(plan, ebpf, kernel_types) {
-        Ok(()) => plan.timewait = Some(TimeWaitHook::Timer),
-        Err(what) if wanted == Wanted::Must => return Err(format!("no {what}")),
-        Err(what) => plan.missing.push(Missing {
-            what,
+    for observer in observers.iter().copied() {
+        plan.timewait = Some(observer);
+        match try_observer(&plan, observer, request, kernel_types) {
+            Ok(ebpf) => {
+                if plan.callers.is_empty() {
+                    plan.missing.push(Missing {
+                        what: "addresses in /proc/kallsyms (CAP_SYSLOG, kernel.kptr_restrict)"
+                            .to_owned(),
+                        loses: "why a TIME_WAIT ended early".to_owned(),
+                    });
+                }
+                return Ok(in_place(plan, request, ebpf, kernel_types));
+            }
+            Err(why) => plan.refused.push((observer, why)),
+        }
+    }
+    plan.timewait = None;
+    if let TimeWaitRequest::Only(_) = request.timewait {
+        let why = plan.refused.pop().map(|(_, why)| why).unwrap_or_default();
+        return Err(why);
+    }
+    if request.timewait == TimeWaitRequest::Auto {
+        let why = |(observer, why): &(TimeWaitHook, String)| format!("{}: {why}", observer.word());
+        let all: Vec<_> = plan.refused.iter().map(why).collect();
+        plan.missing.push(Missing {
+            what: format!("way of observing it ({})", all.join("; ")),
             loses: "the life of TIME_WAIT".to_owned(),
-        }),
+        });
     }
-    Ok(())
+    attach_btf(&mut ebpf).map_err(|error| reason(&error))?;
+    Ok(in_place(plan, request, ebpf, kernel_types))
 }
 
-/// What is not there is the error.
-fn attach_timers(plan: &Plan, ebpf: &mut Ebpf, kernel_types: &Btf) -> Result<(), String> {
-    const PROGRAMS: [(&str, &str); 3] = [
-        ("timewait_cancelled", "timer_cancel"),
-        ("timewait_expired", "timer_expire_entry"),
-        ("timewait_armed", "timer_start"),
-    ];
-    if plan.callers.timer_handler().is_none() {
-        return Err(
-            "address of tw_timer_handler in /proc/kallsyms (CAP_SYSLOG, kernel.kptr_restrict)"
-                .to_owned(),
-        );
-    }
-    if !plan.cookie_helper {
-        return Err("socket cookie that joins a minisocket to its connection".to_owned());
-    }
-    for (program, tracepoint) in PROGRAMS {
-        attach_btf(ebpf, program, tracepoint, kernel_types)
-            .map_err(|error| format!("{tracepoint}: {}", reason(&error)))?;
-    }
-    Ok(())
+/// Loads everything anew, since what is handed over differs, and attaches it.
+fn try_observer(
+    plan: &Plan,
+    observer: TimeWaitHook,
+    request: &Request,
+    kernel_types: &Btf,
+) -> Result<Ebpf, String> {
+    observer.check(plan)?;
+    let mut ebpf = load_maps(plan, request, Some(kernel_types))?;
+    // The observer first: it is the one that may be refused.
+    observer.load(&mut ebpf, plan, kernel_types)?;
+    load_btf(&mut ebpf, kernel_types).map_err(|error| reason(&error))?;
+    attach_btf(&mut ebpf).map_err(|error| reason(&error))?;
+    observer.attach(&mut ebpf, plan)?;
+    Ok(ebpf)
 }
 
 /// Where the functions are that end minisockets.
@@ -401,8 +408,11 @@ fn missing_cookies(cookie_helper: bool) -> Vec<Missing> {
 
 fn try_classic(request: &Request) -> Result<Attached, String> {
     let filter = &request.filter;
-    if request.timewait == Wanted::Must {
-        return Err("it does not show TIME_WAIT, so --timewait cannot be used".to_owned());
+    if let TimeWaitRequest::Only(observer) = request.timewait {
+        return Err(format!(
+            "it does not show TIME_WAIT, so --timewait {} cannot be used",
+            observer.word()
+        ));
     }
     if filter.netns != 0 || filter.netns_cookie != 0 {
         return Err("it does not know network namespaces, so --netns cannot be used".to_owned());
@@ -410,6 +420,7 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
     let plan = Plan {
         hook: Hook::Tracepoint,
         timewait: None,
+        refused: Vec::new(),
         callers: Callers::default(),
         missing: Hook::Tracepoint
             .loses()
@@ -431,13 +442,22 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
 
 /// Hands over the constants and makes the maps. The programs are not loaded yet.
 fn load_maps(plan: &Plan, request: &Request, kernel_types: Option<&Btf>) -> Result<Ebpf, String> {
+    let (time_wait_begin, time_wait_end) = plan
+        .timewait
+        .filter(|observer| observer.asks_the_call_chain())
+        .and_then(|_| plan.callers.time_wait())
+        .unwrap_or_default();
     let config = Config {
         filter: request.filter,
         // The other three quarters are for what arrives while the reader wakes up.
         wake_bytes: u64::from(request.buffer) / 4,
         timewait_handler: plan.callers.timer_handler().unwrap_or_default(),
+        time_wait_begin,
+        time_wait_end,
+        bucket_shift: bucket_shift(clock::tick()),
         cookie_helper: plan.cookie_helper.into(),
         task_helper: plan.task_helper.into(),
+        padding: 0,
     };
     let mut loader = EbpfLoader::new();
     loader
@@ -453,25 +473,26 @@ fn load_maps(plan: &Plan, request: &Request, kernel_types: Option<&Btf>) -> Resu
     loader.load(OBJECT).map_err(|error| maps_reason(&error))
 }
 
-fn attach_btf(
-    ebpf: &mut Ebpf,
-    program: &str,
-    tracepoint: &str,
-    kernel_types: &Btf,
-) -> Result<(), ProgramError> {
-    let Some(program) = ebpf.program_mut(program) else {
-        return Err(ProgramError::NotLoaded);
-    };
-    let program: &mut BtfTracePoint = program.try_into()?;
-    program.load(tracepoint, kernel_types)?;
+fn load_btf(ebpf: &mut Ebpf, kernel_types: &Btf) -> Result<(), ProgramError> {
+    let program: &mut BtfTracePoint = observer::program(ebpf, "transition")?;
+    program.load(TRACEPOINT, kernel_types)
+}
+
+fn attach_btf(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
+    let program: &mut BtfTracePoint = observer::program(ebpf, "transition")?;
     program.attach().map(|_| ())
 }
 
+/// How wide the bucket of the timer wheel is that a timer of 60 s lies in, in ticks as a power of two: `LVL_START` in
+/// `kernel/time/timer.c`, with levels of 64 buckets, each level 8 times as coarse as the one before.
+fn bucket_shift(tick: Duration) -> u32 {
+    let ticks = Duration::from_secs(60).as_nanos() / tick.as_nanos().max(1);
+    let finer = |level: &u32| 63 << (3 * level) <= ticks;
+    (0..8).take_while(finer).fold(0, |shift, _| shift + 3)
+}
+
 fn attach_classic(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
-    let Some(program) = ebpf.program_mut("classic") else {
-        return Err(ProgramError::NotLoaded);
-    };
-    let program: &mut TracePoint = program.try_into()?;
+    let program: &mut TracePoint = observer::program(ebpf, "classic")?;
     program.load()?;
     program.attach("sock", TRACEPOINT).map(|_| ())
 }
@@ -490,7 +511,7 @@ fn maps_reason(error: &EbpfError) -> String {
 }
 
 /// The reason in one line; of the verifier's log only its last words.
-fn reason(error: &ProgramError) -> String {
+pub(super) fn reason(error: &ProgramError) -> String {
     match error {
         ProgramError::LoadError {
             io_error,
@@ -506,7 +527,14 @@ fn reason(error: &ProgramError) -> String {
                 None => format!("the kernel refused the program: {io_error}"),
             }
         }
-        other => chain(other),
+        other => {
+            let why = chain(other);
+            if why.contains("event_source/devices/kprobe") {
+                "this kernel has no kprobes (CONFIG_KPROBES, CONFIG_KPROBE_EVENTS)".to_owned()
+            } else {
+                why
+            }
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use tcpstate_common::config::KernelFilter;
 
 use super::{
     capability,
-    plan::{self, Attempt, Hook, Missing, Request, TimeWaitHook, Wanted},
+    observer::{TimeWaitHook, TimeWaitRequest},
+    plan::{self, Hook, Missing, Plan, Request},
 };
 
 /// What was found.
@@ -23,6 +24,8 @@ pub struct Report {
     pub chosen: Option<Hook>,
     /// How the life of TIME_WAIT would be observed, if it can be.
     pub timewait: Option<TimeWaitHook>,
+    /// Every way of observing it that was tried, best first.
+    pub timewait_observers: Vec<ObserverReport>,
     /// What the chosen hook does not let us know.
     pub missing: Vec<Missing>,
 }
@@ -40,35 +43,39 @@ pub struct HookReport {
     pub loses: &'static [&'static str],
 }
 
+/// How one way of observing the life of TIME_WAIT fared.
+#[derive(Clone, Debug, Serialize)]
+pub struct ObserverReport {
+    /// The observer.
+    pub observer: TimeWaitHook,
+    /// Whether it can be used: it was loaded, attached and removed again.
+    pub works: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// What it costs while it is in use.
+    pub costs: &'static str,
+    /// What it does not see.
+    pub cannot_see: Option<&'static str>,
+}
+
 /// Loads and attaches each hook by itself, and removes it again.
 #[must_use]
 pub fn run() -> Report {
-    const BUFFER: u32 = 1 << 16;
-    let filter = KernelFilter::all(6);
     let mut chosen = None;
     let mut missing = Vec::new();
     let mut timewait = None;
     let mut hooks = Vec::new();
     for hook in Hook::ALL {
-        let mut attempts: Vec<Attempt> = Vec::new();
-        let request = Request {
-            hook: Some(hook),
-            timewait: Wanted::IfPossible,
-            filter,
-            buffer: BUFFER,
-            existing: true,
-        };
-        let attached = plan::attach(&request, &mut attempts);
-        let reason = match attached {
-            Ok(attached) => {
+        let reason = match attach(hook, TimeWaitRequest::Auto) {
+            Ok(plan) => {
                 if chosen.is_none() {
                     chosen = Some(hook);
-                    missing = attached.plan.missing;
-                    timewait = attached.plan.timewait;
+                    missing = plan.missing;
+                    timewait = plan.timewait;
                 }
                 None
             }
-            Err(refused) => refused.into_reason(),
+            Err(why) => Some(why),
         };
         hooks.push(HookReport {
             hook,
@@ -77,6 +84,19 @@ pub fn run() -> Report {
             loses: hook.loses(),
         });
     }
+    let timewait_observers = TimeWaitHook::ALL
+        .into_iter()
+        .map(|observer| {
+            let outcome = attach(Hook::BtfTracepoint, TimeWaitRequest::Only(observer));
+            ObserverReport {
+                observer,
+                works: outcome.is_ok(),
+                reason: outcome.err(),
+                costs: observer.costs(),
+                cannot_see: observer.cannot_see(),
+            }
+        })
+        .collect();
     Report {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(
             |_| "unknown".to_owned(),
@@ -86,6 +106,23 @@ pub fn run() -> Report {
         hooks,
         chosen,
         timewait,
+        timewait_observers,
         missing,
+    }
+}
+
+/// Tries it, and removes it again.
+fn attach(hook: Hook, timewait: TimeWaitRequest) -> Result<Plan, String> {
+    const BUFFER: u32 = 1 << 16;
+    let request = Request {
+        hook: Some(hook),
+        timewait,
+        filter: KernelFilter::all(6),
+        buffer: BUFFER,
+        existing: true,
+    };
+    match plan::attach(&request, &mut Vec::new()) {
+        Ok(attached) => Ok(attached.plan),
+        Err(refused) => Err(refused.into_reason().unwrap_or_default()),
     }
 }

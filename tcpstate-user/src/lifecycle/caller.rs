@@ -35,6 +35,7 @@ const NAMES: [(&str, Caller); 11] = [
 pub struct Callers {
     ranges: Vec<(u64, u64, Caller)>,
     timer_handler: Option<u64>,
+    time_wait: Option<(u64, u64)>,
 }
 
 impl Callers {
@@ -42,7 +43,7 @@ impl Callers {
     #[must_use]
     pub fn parse(symbols: &str) -> Self {
         let mut found = Self::default();
-        let mut open: Option<(u64, Caller)> = None;
+        let mut open: Option<(u64, Place)> = None;
         for line in symbols.lines() {
             let mut words = line.split_ascii_whitespace();
             let (Some(address), Some(_kind), Some(name)) =
@@ -50,25 +51,42 @@ impl Callers {
             else {
                 continue;
             };
-            let wanted = NAMES.iter().find(|(wanted, _)| is(name, wanted));
-            if open.is_none() && wanted.is_none() && name != "tw_timer_handler" {
+            let starts = Place::named(name);
+            if open.is_none() && starts.is_none() {
                 continue;
             }
             let Ok(address) = u64::from_str_radix(address, 16) else {
                 continue;
             };
-            if let Some((start, caller)) = open.filter(|(start, _)| *start < address) {
-                found.ranges.push((start, address, caller));
+            if let Some((start, place)) = open.filter(|(start, _)| *start < address) {
+                found.add(place, start, address);
                 open = None;
             }
-            if let Some((_, caller)) = wanted.filter(|_| address != 0) {
-                open = Some((address, *caller));
-            }
-            if name == "tw_timer_handler" && address != 0 {
-                found.timer_handler = Some(address);
+            if let Some(place) = starts.filter(|_| address != 0) {
+                open = Some((address, place));
             }
         }
         found
+    }
+
+    fn add(&mut self, place: Place, start: u64, end: u64) {
+        match place {
+            Place::Caller(caller) => self.ranges.push((start, end, caller)),
+            Place::TimerHandler => self.timer_handler = Some(start),
+            Place::TimeWait => self.time_wait = Some((start, end)),
+        }
+    }
+
+    /// Whether nothing is known: the reader of the list was not permitted to see addresses.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// Where `tcp_time_wait` begins and ends, which makes minisockets.
+    #[must_use]
+    pub const fn time_wait(&self) -> Option<(u64, u64)> {
+        self.time_wait
     }
 
     /// Address of `tw_timer_handler`, by which timers of minisockets are known.
@@ -89,6 +107,27 @@ impl Callers {
     }
 }
 
+/// A function that we want to know the place of.
+#[derive(Clone, Copy)]
+enum Place {
+    Caller(Caller),
+    TimerHandler,
+    TimeWait,
+}
+
+impl Place {
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "tw_timer_handler" => Some(Self::TimerHandler),
+            "tcp_time_wait" => Some(Self::TimeWait),
+            _ => NAMES
+                .iter()
+                .find(|(wanted, _)| is(name, wanted))
+                .map(|(_, caller)| Self::Caller(*caller)),
+        }
+    }
+}
+
 /// The compiler may have split a function: `tcp_v4_rcv.part.0`.
 fn is(name: &str, wanted: &str) -> bool {
     name.strip_prefix(wanted)
@@ -104,9 +143,13 @@ mod tests {
         let callers = Callers::parse(
             "ffffffff82005000 t __inet_check_established\nffffffff82005000 t alias\n\
              ffffffff82006000 t tw_timer_handler\nffffffff82007000 T tcp_v4_rcv\n\
-             ffffffff82008000 T other\nffffffff82009000 t tcp_abort.cold\nffffffff82009100 t last\n",
+             ffffffff82008000 T tcp_time_wait\nffffffff82008100 T other\nffffffff82009000 t tcp_abort.cold\nffffffff82009100 t last\n",
         );
         assert_eq!(callers.timer_handler(), Some(0xffff_ffff_8200_6000));
+        assert_eq!(
+            callers.time_wait(),
+            Some((0xffff_ffff_8200_8000, 0xffff_ffff_8200_8100))
+        );
         let find = |address| callers.find(&[1, address, 0]);
         assert_eq!(find(0xffff_ffff_8200_5fff), Some(Caller::Connect));
         assert_eq!(find(0xffff_ffff_8200_6000), None);

@@ -131,7 +131,6 @@ impl Lifecycle {
         event: &TimeWaitEvent,
         mut out: impl FnMut(Transition),
     ) -> Option<Found> {
-        let id = event.cookie?;
         let Self {
             minisockets,
             cgroups,
@@ -142,14 +141,18 @@ impl Lifecycle {
             counts.transitions += 1;
             out(named(cgroups, transition));
         });
-        if known || self.ended.may_have(id, self.limit) {
+        if known
+            || self
+                .ended
+                .may_have(key(event.cookie, event.minisocket), self.limit)
+        {
             return None;
         }
         let start = self.lost.map_or(self.start, |_| event.time);
-        let since = self.minisockets.found(event, start);
+        let (connection, since) = self.minisockets.found(event, start);
         self.counts.found += 1;
         Some(Found {
-            connection: id,
+            connection,
             state: event.substate,
             minisocket: true,
             since,

@@ -7,6 +7,7 @@ mod caller;
 mod found;
 mod identity;
 mod phase;
+mod reason;
 mod timewait;
 
 use std::{sync::Arc, time::Duration};
@@ -15,7 +16,7 @@ use indexmap::IndexMap;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use tcpstate_common::state::TcpState;
 
-use crate::event::{Event, Process, TimeWaitEvent, TimerStep, TransitionEvent, Via};
+use crate::event::{Event, Process, TimeWaitEvent, TimeWaitStep, TransitionEvent, Via};
 use found::Ended;
 use identity::Identities;
 use timewait::MiniSockets;
@@ -24,7 +25,7 @@ pub use caller::{Caller, Callers};
 pub use found::Found;
 pub use identity::OWN_IDS;
 pub use phase::{Bound, Phase};
-pub use timewait::Reason;
+pub use reason::{KnownBy, Reason};
 
 /// One state change of one connection, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +44,10 @@ pub struct Transition {
     pub damaged: bool,
     /// Old or new is a state of the TIME_WAIT minisocket.
     pub minisocket: bool,
-    /// Why the minisocket ended, or that it was restarted.
+    /// Why the minisocket ended, that it was restarted, or that there was none.
     pub reason: Option<Reason>,
+    /// How the reason is known.
+    pub known_by: Option<KnownBy>,
 }
 
 impl Transition {
@@ -175,7 +178,7 @@ impl Lifecycle {
     pub fn event(&mut self, event: Event, mut out: impl FnMut(Transition)) {
         match event {
             Event::Transition(event) => out(self.transition(event)),
-            Event::TimeWait(event) if event.step == TimerStep::Found => {
+            Event::TimeWait(event) if event.step == TimeWaitStep::Found => {
                 self.found_minisocket(&event, out);
             }
             Event::TimeWait(event) => self.timewait(event, out),
@@ -225,12 +228,21 @@ impl Lifecycle {
     /// Understands one transition of a full socket. One that gives way to its minisocket goes on in that one's state.
     pub fn transition(&mut self, mut event: TransitionEvent) -> Transition {
         let id = self.identities.of(&event);
+        if event.is_birth() {
+            self.minisockets.forget(&event);
+        }
         let known = self.connections.get(&id).copied();
-        let born = if event.new == TcpState::Close {
-            self.minisockets.born_of(&event)
-        } else {
-            None
-        };
+        let (mut born, mut refused) = (None, None);
+        if event.new == TcpState::Close {
+            refused = self.minisockets.refused_to(&event);
+            born = self.minisockets.born_of(&event);
+        }
+        // That there was no minisocket is worth nothing if its birth may have been lost.
+        let heard = known.as_ref().map_or(self.start, |known| known.heard);
+        let whole = self.lost.is_none_or(|lost| lost < heard);
+        let refused = refused
+            .filter(|(_, known_by)| born.is_none() && (whole || *known_by == KnownBy::Kernel));
+        event.refused = refused.map(|(state, _)| state);
         if let Some(born) = born {
             // The minisocket was born a moment before the full socket closed.
             event.time = born.time;
@@ -260,7 +272,7 @@ impl Lifecycle {
             let fin_wait2 = (born.state == event.old)
                 .then(|| phase.began(event.time))
                 .flatten();
-            self.minisockets.inherit(born, &event, owner, fin_wait2);
+            self.minisockets.inherit(born, id, &event, owner, fin_wait2);
             event.new = born.state;
         }
         Transition {
@@ -270,7 +282,8 @@ impl Lifecycle {
             cgroup: event.cgroup.and_then(|id| self.cgroups.get(&id).cloned()),
             damaged,
             minisocket: born.is_some(),
-            reason: None,
+            reason: refused.map(|_| Reason::Overflow),
+            known_by: refused.map(|(_, known_by)| known_by),
             event,
         }
     }

@@ -1,6 +1,6 @@
 //! The life of TIME_WAIT minisockets: born in FIN_WAIT2 or TIME_WAIT, restarted, ended, and why.
 
-use std::num::NonZeroU64;
+use std::{collections::VecDeque, num::NonZeroU64};
 
 use indexmap::IndexMap;
 use rustc_hash::{FxBuildHasher, FxHashMap};
@@ -10,57 +10,25 @@ use super::{
     Bound, Phase, Transition,
     caller::{Caller, Callers},
     grow_slowly,
+    identity::OWN_IDS,
+    reason::{KnownBy, Reason},
 };
-use crate::event::{Process, Protocol, TimeWaitEvent, TimerStep, TransitionEvent};
+use crate::event::{Process, Protocol, TimeWaitEvent, TimeWaitStep, TransitionEvent};
 
 /// `TCP_TIMEWAIT_LEN` in `include/net/tcp.h`.
 const TIME_WAIT_NANOSECONDS: u64 = 60_000_000_000;
 
-/// Why a minisocket ended, or that it was restarted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// TIME_WAIT began anew: a retransmitted FIN or another old segment came.
-    Restarted,
-    /// Its time was over.
-    Expired,
-    /// connect() took the 4-tuple over (tcp_tw_reuse).
-    ReusedConnect,
-    /// An acceptable new SYN took the 4-tuple over.
-    ReusedSyn,
-    /// A RST came.
-    Rst,
-    /// Data came for an end that had been closed: answered with a RST.
-    ResetHalfClose,
-    /// An administrator destroyed it (`ss -K`).
-    Destroyed,
-    /// Its network namespace went away.
-    NamespaceGone,
-    /// It was taken off before its time, and the kernel did not let us see by whom.
-    Unknown,
-}
+/// How many ends are remembered, in case that two processors told the same one. They do that within microseconds.
+const ENDED: usize = 32;
 
-impl Reason {
-    /// The word for it in every output.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Restarted => "restarted",
-            Self::Expired => "expired",
-            Self::ReusedConnect => "reused_connect",
-            Self::ReusedSyn => "reused_syn",
-            Self::Rst => "rst",
-            Self::ResetHalfClose => "reset_half_close",
-            Self::Destroyed => "destroyed",
-            Self::NamespaceGone => "namespace_gone",
-            Self::Unknown => "unknown",
-        }
-    }
-}
+/// A reason, and how it is known.
+pub(super) type Why = (Reason, KnownBy);
 
 /// What is kept of one minisocket: 64 bytes, since there may be a million.
 #[derive(Clone, Copy, Debug)]
 struct Life {
-    cookie: Option<NonZeroU64>,
+    /// The cookie or, from [`OWN_IDS`] upwards, a number of our own.
+    connection: u64,
     entered: u64,
     /// When the timer was last started, as far as we saw.
     armed: u64,
@@ -73,6 +41,21 @@ struct Life {
 }
 
 const _: () = assert!(size_of::<Life>() == 64);
+
+/// A connection whose full socket is about to close: its cookie or, without cookies, the address of the full socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Closing {
+    Cookie(u64),
+    Socket(u64),
+}
+
+impl Closing {
+    fn of(event: &TransitionEvent) -> Self {
+        event
+            .cookie
+            .map_or(Self::Socket(event.socket), Self::Cookie)
+    }
+}
 
 /// A minisocket whose full socket is about to close.
 #[derive(Clone, Copy, Debug)]
@@ -88,8 +71,14 @@ pub(super) struct Born {
 #[derive(Debug)]
 pub(super) struct MiniSockets {
     lives: IndexMap<u64, Life, FxBuildHasher>,
-    /// Cookies of connections whose full socket is about to close, because its minisocket has been born.
-    born: FxHashMap<u64, u64>,
+    /// Addresses of minisockets just born.
+    born: FxHashMap<Closing, u64>,
+    /// Connections that were refused a minisocket, and the state it would have had.
+    refused: FxHashMap<Closing, TcpState>,
+    /// Minisockets that ended just now, by address and cookie, told by the functions themselves.
+    ended: VecDeque<(u64, Option<u64>)>,
+    /// How many had to be given an identity of our own.
+    made: u64,
     /// Per CPU: a timer that was taken off, until the next record of that CPU tells whether for good.
     cancelled: FxHashMap<u32, TimeWaitEvent>,
     callers: Callers,
@@ -104,6 +93,9 @@ impl MiniSockets {
         Self {
             lives: IndexMap::default(),
             born: FxHashMap::default(),
+            refused: FxHashMap::default(),
+            ended: VecDeque::with_capacity(ENDED),
+            made: 0,
             cancelled: FxHashMap::default(),
             callers,
             tick,
@@ -118,7 +110,7 @@ impl MiniSockets {
 
     /// The minisocket that takes over from a full socket which closes.
     pub(super) fn born_of(&mut self, event: &TransitionEvent) -> Option<Born> {
-        let address = self.born.remove(&event.cookie?)?;
+        let address = self.born.remove(&Closing::of(event))?;
         let life = self
             .lives
             .get(&address)
@@ -130,15 +122,33 @@ impl MiniSockets {
         })
     }
 
+    /// The minisocket that a closing full socket should have become and did not: the state it would have had.
+    pub(super) fn refused_to(&mut self, event: &TransitionEvent) -> Option<(TcpState, KnownBy)> {
+        match self.refused.remove(&Closing::of(event)) {
+            Some(state) => Some((state, KnownBy::Kernel)),
+            None => event.refused.map(|state| (state, KnownBy::Inferred)),
+        }
+    }
+
+    /// A socket begins a new life. Where cookies are missing, what is still known of this address is of the life before.
+    pub(super) fn forget(&mut self, event: &TransitionEvent) {
+        if event.cookie.is_none() {
+            self.born.remove(&Closing::of(event));
+            self.refused.remove(&Closing::of(event));
+        }
+    }
+
     /// The full socket of a minisocket has closed: what was known of it goes on, and FIN_WAIT2 with it.
     pub(super) fn inherit(
         &mut self,
         born: Born,
+        connection: u64,
         event: &TransitionEvent,
         owner: Option<Process>,
         fin_wait2: Option<(u64, Bound)>,
     ) {
         if let Some(life) = self.lives.get_mut(&born.address) {
+            life.connection = connection;
             life.uid = event.uid.unwrap_or(u32::MAX);
             life.cgroup = event.cgroup.and_then(NonZeroU64::new);
             life.owner = owner;
@@ -157,18 +167,41 @@ impl MiniSockets {
     ) {
         // Nothing comes between a cancellation and what belongs to it, on one CPU. The address alone does not say that it
         // belongs to it: the next minisocket of this CPU often gets the place of the one just freed.
-        if let Some(before) = self.cancelled.remove(&event.cpu)
-            && (before.minisocket, before.cookie) != (event.minisocket, event.cookie)
-        {
+        let before = self.cancelled.remove(&event.cpu);
+        let same = |before: &TimeWaitEvent| {
+            (before.minisocket, before.cookie) == (event.minisocket, event.cookie)
+        };
+        let again = before.as_ref().is_some_and(same);
+        if let Some(before) = before.filter(|_| !again) {
             self.end_early(&before, unseen, out);
         }
         match event.step {
-            TimerStep::Armed => self.armed(&event, out),
-            TimerStep::Cancelled => {
+            TimeWaitStep::Armed if !again => self.armed(&event, out),
+            TimeWaitStep::Armed | TimeWaitStep::Restarted => self.armed_again(&event, out),
+            TimeWaitStep::Cancelled => {
                 self.cancelled.insert(event.cpu, event);
             }
-            TimerStep::Expired => self.end(&event, Reason::Expired, unseen, out),
-            TimerStep::Found => {}
+            TimeWaitStep::Found => {}
+            TimeWaitStep::Expired | TimeWaitStep::TimedOut => {
+                self.end(&event, (Reason::Expired, KnownBy::Kernel), unseen, out);
+            }
+            TimeWaitStep::Born => self.born(&event),
+            TimeWaitStep::Ended => self.end_early(&event, unseen, out),
+            TimeWaitStep::Paired => {
+                if let Some(socket) = event.socket
+                    && self.knows(&event)
+                {
+                    make_room(&mut self.born, self.limit);
+                    self.born.insert(Closing::Socket(socket), event.minisocket);
+                }
+            }
+            TimeWaitStep::Refused => {
+                let socket = event.socket.map(Closing::Socket);
+                if let Some(connection) = event.cookie.map(Closing::Cookie).or(socket) {
+                    make_room(&mut self.refused, self.limit);
+                    self.refused.insert(connection, event.substate);
+                }
+            }
         }
     }
 
@@ -206,26 +239,25 @@ impl MiniSockets {
             return false;
         };
         if event.substate == TcpState::TimeWait {
-            self.silent_start(&mut life, event, true, out);
+            self.started_last(&mut life, event, true, true, out);
             life.armed = life.armed.max(self.started(event));
             self.lives.insert(event.minisocket, life);
         }
         true
     }
 
-    /// Takes a minisocket that was found, and says since when at least it is in its state. `start` is since when a change
-    /// would have been seen.
-    pub(super) fn found(&mut self, event: &TimeWaitEvent, start: u64) -> u64 {
+    /// Takes a minisocket that was found, and says which connection it is and since when at least it is in its state.
+    /// `start` is since when a change would have been seen.
+    pub(super) fn found(&mut self, event: &TimeWaitEvent, start: u64) -> (u64, u64) {
         let start = start.min(event.time);
         let since = match event.substate {
             TcpState::TimeWait => start.min(self.started(event)),
             _ => start,
         };
-        self.make_room();
-        let mut life = Life::new(event, since, Bound::AtLeast);
+        let mut life = self.life(event, since, Bound::AtLeast);
         life.armed = since;
-        self.lives.insert(event.minisocket, life);
-        since
+        self.insert(event.minisocket, life);
+        (life.connection, since)
     }
 
     /// When TIME_WAIT was started last, exact to a tick: it takes 60 s, unless the timer wheel is late.
@@ -240,46 +272,78 @@ impl MiniSockets {
         event.time.saturating_sub(ago)
     }
 
-    fn make_room(&mut self) {
-        if self.lives.len() >= self.limit {
-            self.lives.swap_remove_index(0);
-            self.forgotten += 1;
-        }
-        grow_slowly(&mut self.lives);
+    /// Whether the minisocket of an event is one that we know.
+    fn knows(&self, event: &TimeWaitEvent) -> bool {
+        self.lives
+            .get(&event.minisocket)
+            .is_some_and(|life| life.is(event.cookie))
     }
 
+    /// The timer tracepoints do not tell a birth from a start whose cancellation was lost.
     fn armed(&mut self, event: &TimeWaitEvent, out: &mut impl FnMut(Transition)) {
-        let known = self
-            .lives
-            .get_mut(&event.minisocket)
-            .filter(|life| life.is(event.cookie));
-        let Some(life) = known else {
+        if self.knows(event) {
+            self.armed_again(event, out);
+        } else {
             self.born(event);
+        }
+    }
+
+    fn armed_again(&mut self, event: &TimeWaitEvent, out: &mut impl FnMut(Transition)) {
+        if !self.knows(event) {
+            if !self.has_ended(event) {
+                // Older than the run. It may have been in this state already.
+                let life = self.life(event, event.time, Bound::AtLeast);
+                self.insert(event.minisocket, life);
+            }
+            return;
+        }
+        let Some(life) = self.lives.get_mut(&event.minisocket) else {
             return;
         };
         let before = *life;
         life.armed = event.time;
         let phase = Phase::between(before.entered, event.time, before.bound);
-        let reason = if before.state == event.substate {
-            Some(Reason::Restarted)
+        let why = if before.state == event.substate {
+            Some((Reason::Restarted, KnownBy::Kernel))
         } else {
             life.state = event.substate;
             (life.entered, life.bound) = (event.time, Bound::Exact);
             None
         };
-        out(before.transition(event, event.time, event.substate, phase, reason));
+        out(before.transition(event, event.time, event.substate, phase, why));
     }
 
     fn born(&mut self, event: &TimeWaitEvent) {
-        self.make_room();
-        if self.born.len() >= self.limit {
-            self.born.clear();
-        }
+        make_room(&mut self.born, self.limit);
         if let Some(cookie) = event.cookie {
-            self.born.insert(cookie, event.minisocket);
+            self.born.insert(Closing::Cookie(cookie), event.minisocket);
         }
-        self.lives
-            .insert(event.minisocket, Life::new(event, event.time, Bound::Exact));
+        let life = self.life(event, event.time, Bound::Exact);
+        self.insert(event.minisocket, life);
+    }
+
+    fn insert(&mut self, minisocket: u64, life: Life) {
+        if self.lives.len() >= self.limit && !self.lives.contains_key(&minisocket) {
+            self.lives.swap_remove_index(0);
+            self.forgotten += 1;
+        }
+        grow_slowly(&mut self.lives);
+        self.lives.insert(minisocket, life);
+    }
+
+    /// A life that begins to be known.
+    fn life(&mut self, event: &TimeWaitEvent, entered: u64, bound: Bound) -> Life {
+        /// Above those of full sockets without cookies, and still exact in a JSON reader that knows only doubles.
+        const OWN: u64 = OWN_IDS + OWN_IDS / 2;
+        let connection = event.cookie.unwrap_or_else(|| {
+            self.made += 1;
+            OWN + self.made
+        });
+        Life::new(event, connection, entered, bound)
+    }
+
+    fn has_ended(&self, event: &TimeWaitEvent) -> bool {
+        self.ended.contains(&(event.minisocket, event.cookie))
     }
 
     fn end_early(
@@ -297,13 +361,17 @@ impl MiniSockets {
             (Some(Caller::Purge), _) => Reason::NamespaceGone,
             (None, _) => Reason::Unknown,
         };
-        self.end(event, reason, unseen, out);
+        let known_by = match reason {
+            Reason::Unknown => KnownBy::Inferred,
+            _ => KnownBy::Kernel,
+        };
+        self.end(event, (reason, known_by), unseen, out);
     }
 
     fn end(
         &mut self,
         event: &TimeWaitEvent,
-        reason: Reason,
+        why: Why,
         unseen: Option<u64>,
         out: &mut impl FnMut(Transition),
     ) {
@@ -311,29 +379,49 @@ impl MiniSockets {
             .lives
             .swap_remove(&event.minisocket)
             .filter(|life| life.is(event.cookie));
+        let told = matches!(event.step, TimeWaitStep::Ended | TimeWaitStep::TimedOut);
+        if told {
+            // It was taken off just as it expired, on two processors.
+            if known.is_none() && self.has_ended(event) {
+                return;
+            }
+            if self.ended.len() >= ENDED {
+                self.ended.pop_front();
+            }
+            self.ended.push_back((event.minisocket, event.cookie));
+        }
         let mut life = known.unwrap_or_else(|| match unseen {
-            Some(start) => Life::new(event, start, Bound::AtLeast),
-            None => Life::new(event, event.time, Bound::Unknown),
+            Some(start) => self.life(event, start, Bound::AtLeast),
+            None => self.life(event, event.time, Bound::Unknown),
         });
         if event.substate == TcpState::TimeWait {
-            self.silent_start(&mut life, event, known.is_some(), out);
+            // The functions tell every start, so that there is none to be found as long as no event was lost.
+            let silent = !told || unseen.is_none();
+            self.started_last(&mut life, event, known.is_some(), silent, out);
         }
         let phase = Phase::between(life.entered, event.time, life.bound);
-        out(life.transition(event, event.time, TcpState::Close, phase, Some(reason)));
+        out(life.transition(event, event.time, TcpState::Close, phase, Some(why)));
     }
 
     /// mod_timer() tells nothing when the new time falls into the same bucket of the timer wheel (about two seconds wide),
     /// but the timer's due time and the substate are set all the same: so they say at the end when TIME_WAIT was started
     /// last, exact to a tick.
-    fn silent_start(
+    fn started_last(
         &self,
         life: &mut Life,
         event: &TimeWaitEvent,
         known: bool,
+        silent: bool,
         out: &mut impl FnMut(Transition),
     ) {
         let started = self.started(event);
-        if life.state == TcpState::FinWait2 {
+        if !known && started < event.time {
+            // It was in TIME_WAIT at least since it was last started, also if that was before we looked.
+            life.entered = life.entered.min(started);
+            life.bound = Bound::AtLeast;
+        } else if !silent {
+            // Nothing to find.
+        } else if life.state == TcpState::FinWait2 {
             let started = started.max(life.armed);
             let phase = Phase::between(life.entered, started, life.bound);
             out(life.transition(event, started, TcpState::TimeWait, phase, None));
@@ -341,20 +429,23 @@ impl MiniSockets {
             (life.entered, life.bound) = (started, Bound::Exact);
         } else if known && started > life.armed.saturating_add(2 * self.tick) {
             let phase = Phase::between(life.entered, started, life.bound);
-            let again = Some(Reason::Restarted);
+            let again = Some((Reason::Restarted, KnownBy::Inferred));
             out(life.transition(event, started, TcpState::TimeWait, phase, again));
-        } else if !known && started < event.time {
-            // It was in TIME_WAIT at least since it was last started, also if that was before we looked.
-            life.entered = life.entered.min(started);
-            life.bound = Bound::AtLeast;
         }
     }
 }
 
+/// Connections that never closed are those whose closing was lost: nothing to keep.
+fn make_room<T>(map: &mut FxHashMap<Closing, T>, limit: usize) {
+    if map.len() >= limit {
+        map.clear();
+    }
+}
+
 impl Life {
-    fn new(event: &TimeWaitEvent, entered: u64, bound: Bound) -> Self {
+    fn new(event: &TimeWaitEvent, connection: u64, entered: u64, bound: Bound) -> Self {
         Self {
-            cookie: event.cookie.and_then(NonZeroU64::new),
+            connection,
             entered,
             armed: event.time,
             cgroup: None,
@@ -367,7 +458,11 @@ impl Life {
 
     /// Whether this is the minisocket of the connection with this cookie: at its address there may be another one by now.
     fn is(&self, cookie: Option<u64>) -> bool {
-        self.cookie.map(NonZeroU64::get) == cookie
+        self.cookie() == cookie
+    }
+
+    fn cookie(&self) -> Option<u64> {
+        Some(self.connection).filter(|connection| *connection < OWN_IDS)
     }
 
     fn transition(
@@ -376,17 +471,18 @@ impl Life {
         time: u64,
         new: TcpState,
         phase: Phase,
-        reason: Option<Reason>,
+        why: Option<Why>,
     ) -> Transition {
-        let cookie = self.cookie.map(NonZeroU64::get);
+        let cookie = self.cookie();
         Transition {
-            connection: cookie.unwrap_or_default(),
+            connection: self.connection,
             phase,
             process: self.owner,
             cgroup: None,
             damaged: false,
             minisocket: true,
-            reason,
+            reason: why.map(|(reason, _)| reason),
+            known_by: why.map(|(_, known_by)| known_by),
             event: TransitionEvent {
                 time,
                 cookie,
@@ -403,6 +499,7 @@ impl Life {
                 old: self.state,
                 new,
                 error: None,
+                refused: None,
                 totals: None,
                 context: None,
             },

@@ -17,7 +17,7 @@ pub struct Csv<W: Write> {
     clock: Clock,
 }
 
-const HEADER: [&str; 25] = [
+const HEADER: [&str; 26] = [
     "time",
     "cookie",
     "netns",
@@ -43,6 +43,7 @@ const HEADER: [&str; 25] = [
     "tid",
     "cgroup_id",
     "damaged",
+    "known_by",
 ];
 
 /// Columns of connections, without those of the states and their bounds, which stand between the two halves.

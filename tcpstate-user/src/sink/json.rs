@@ -16,7 +16,7 @@ use crate::{
     analysis::Connection,
     clock::Clock,
     event::Process,
-    lifecycle::{Bound, Reason, Transition},
+    lifecycle::{Bound, KnownBy, Reason, Transition},
     loss::Loss,
 };
 
@@ -55,6 +55,7 @@ pub(super) struct Row<'a> {
     pub(super) tid: Option<u32>,
     pub(super) cgroup_id: Option<u64>,
     pub(super) damaged: bool,
+    pub(super) known_by: Option<&'static str>,
 }
 
 impl<'a> Row<'a> {
@@ -93,6 +94,7 @@ impl<'a> Row<'a> {
             tid: transition.tid(),
             cgroup_id: event.cgroup,
             damaged: transition.damaged,
+            known_by: transition.known_by.map(KnownBy::label),
         }
     }
 }

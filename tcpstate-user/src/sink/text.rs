@@ -13,7 +13,7 @@ use crate::{
     analysis::{Connection, Opened},
     clock::Clock,
     event::{Endpoint, Process},
-    lifecycle::{Bound, Phase, Transition},
+    lifecycle::{Bound, KnownBy, Phase, Transition},
     loss::{Loss, LossKind},
 };
 
@@ -89,13 +89,14 @@ impl<W: Write> Text<W> {
             push(
                 line,
                 format_args!(
-                    "{:<4} {:<5} {:<22} {:<22} {:<STATES$} {:<14} {:>5} {:>10} {:>8} {:<8} {:>7} {:>7} {:<15} {}",
+                    "{:<4} {:<5} {:<22} {:<22} {:<STATES$} {:<16} {:<8} {:>5} {:>10} {:>8} {:<8} {:>7} {:>7} {:<15} {}",
                     "FAM",
                     "PROTO",
                     "LOCAL",
                     "REMOTE",
                     "OLD -> NEW",
                     "WHY",
+                    "KNOWN BY",
                     "UID",
                     "NETNS",
                     "COOKIE",
@@ -220,8 +221,9 @@ impl<W: Write> Text<W> {
         push(
             line,
             format_args!(
-                " {:<14} {:>5} {:>10} {:>8} ",
+                " {:<16} {:<8} {:>5} {:>10} {:>8} ",
                 why.as_deref().unwrap_or("-"),
+                transition.known_by.map_or("-", KnownBy::label),
                 Known(event.uid),
                 Known(event.netns),
                 transition.connection,

@@ -8,9 +8,9 @@ use tcpstate_common::{
     },
 };
 use tcpstate_user::{
-    analysis::{ClosedFirst, Connection, Connections, How, KnownBy, Opened, TimeWaitEnd},
+    analysis::{ClosedFirst, Connection, Connections, How, Opened, TimeWaitEnd},
     event::{Event, Via},
-    lifecycle::{Bound, Lifecycle, Phase, Reason},
+    lifecycle::{Bound, KnownBy, Lifecycle, Phase, Reason},
 };
 use zerocopy::IntoBytes as _;
 

@@ -171,10 +171,10 @@ fn minisockets_are_in_fin_wait2_or_time_wait() {
         Err(DecodeError::UnknownFamily(0))
     );
     let error = DecodeError::Truncated {
-        expected: 160,
-        actual: 159,
+        expected: 168,
+        actual: 167,
     };
-    assert_eq!(Event::decode(&good.as_bytes()[..159]), Err(error));
+    assert_eq!(Event::decode(&good.as_bytes()[..167]), Err(error));
 }
 
 proptest! {

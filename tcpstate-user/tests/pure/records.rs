@@ -91,6 +91,7 @@ pub fn timer(
         time,
         cookie,
         minisocket: 0xffff_8881_0000_0000 + cookie * 0x100,
+        socket: 0,
         netns_cookie: 1,
         ticks: 4_294_892_296 + time / TICK,
         due: 4_294_892_296 + (time + left) / TICK,

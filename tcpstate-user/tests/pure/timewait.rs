@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use tcpstate_common::{
-    record::{RecordKind, TimeWaitRecord},
+    record::{RecordKind, TimeWaitRecord, TransitionRecord, flags},
     state::TcpState::{self, Close, Closing, FinWait2, TimeWait},
 };
 use tcpstate_user::{
     event::{Event, Via},
-    lifecycle::{Bound, Callers, Lifecycle, Phase, Reason, Transition},
+    lifecycle::{Bound, Callers, KnownBy, Lifecycle, OWN_IDS, Phase, Reason, Transition},
 };
 use zerocopy::IntoBytes as _;
 
@@ -371,4 +371,216 @@ fn the_table_of_minisockets_is_bounded_and_counts() {
     }
     assert_eq!(lifecycle.minisockets(), 100);
     assert_eq!(lifecycle.counts().evicted, 50);
+}
+
+/// What the functions themselves tell of a life: everything, and nothing has to be found out at the end.
+#[test]
+fn the_functions_tell_every_start_and_every_end() {
+    let mut lifecycle = lifecycle();
+    let at = START + 5 * SECOND;
+    let mut take =
+        |kind, time, state, left| understood(&mut lifecycle, &timer(kind, 1, time, state, left));
+    assert_eq!(take(RecordKind::TimeWaitBorn, at, FinWait2, SECOND), []);
+    let fin = at + 40 * MS;
+    let lines = take(RecordKind::TimeWaitRestarted, fin, TimeWait, MINUTE);
+    assert_eq!(
+        told(&lines),
+        [(FinWait2, TimeWait, exact(40 * MS), None)],
+        "the prompt FIN that timers do not tell"
+    );
+    assert_eq!(lines[0].known_by, None);
+    let again = fin + SECOND;
+    let lines = take(RecordKind::TimeWaitRestarted, again, TimeWait, MINUTE);
+    assert_eq!(
+        told(&lines),
+        [(TimeWait, TimeWait, exact(SECOND), Some(Reason::Restarted))]
+    );
+    assert_eq!(lines[0].known_by, Some(KnownBy::Kernel));
+    // The clock of timers may lag behind; that is no start.
+    let end = again + MINUTE + SECOND;
+    let lag = 50 * MS / TICK;
+    let over = timer(RecordKind::TimeWaitTimedOut, 1, end, TimeWait, 0);
+    let over = TimeWaitRecord {
+        due: over.due - SECOND / TICK,
+        ticks: over.ticks - lag,
+        ..over
+    };
+    let lines = understood(&mut lifecycle, &over);
+    assert_eq!(
+        told(&lines),
+        [(TimeWait, Close, exact(end - fin), Some(Reason::Expired))]
+    );
+    assert_eq!(lines[0].known_by, Some(KnownBy::Kernel));
+}
+
+#[test]
+fn an_end_that_two_processors_tell_is_one() {
+    let mut lifecycle = lifecycle();
+    let at = START + 5 * SECOND;
+    let born = timer(RecordKind::TimeWaitBorn, 1, at, TimeWait, MINUTE);
+    understood(&mut lifecycle, &born);
+    let end = at + MINUTE;
+    let off = TimeWaitRecord {
+        callers: [0xffff_ffff_8200_2010, 0, 0, 0, 0, 0, 0, 0],
+        ..timer(RecordKind::TimeWaitEnded, 1, end, TimeWait, 0)
+    };
+    let lines = understood(&mut lifecycle, &off);
+    assert_eq!(
+        told(&lines),
+        [(TimeWait, Close, exact(MINUTE), Some(Reason::ReusedSyn))],
+        "at once: nothing can follow"
+    );
+    let over = timer(RecordKind::TimeWaitTimedOut, 1, end + 1000, TimeWait, 0);
+    assert_eq!(understood(&mut lifecycle, &over), []);
+    let again = timer(
+        RecordKind::TimeWaitRestarted,
+        1,
+        end + 2000,
+        TimeWait,
+        MINUTE,
+    );
+    assert_eq!(understood(&mut lifecycle, &again), []);
+    assert_eq!(lifecycle.minisockets(), 0);
+}
+
+#[test]
+fn a_minisocket_older_than_the_run_that_is_restarted_has_a_lower_bound() {
+    for (first, second) in [
+        (RecordKind::TimeWaitCancelled, RecordKind::TimeWaitArmed),
+        (RecordKind::TimeWaitRestarted, RecordKind::TimeWaitRestarted),
+    ] {
+        let mut lifecycle = lifecycle();
+        let at = START + SECOND;
+        understood(&mut lifecycle, &timer(first, 1, at, TimeWait, SECOND));
+        understood(&mut lifecycle, &timer(second, 1, at, TimeWait, MINUTE));
+        let end = at_end(RecordKind::TimeWaitExpired, 1, at + MINUTE, at);
+        let lines = understood(&mut lifecycle, &end);
+        let last = lines.last().map(|line| line.phase);
+        assert_eq!(last, Some(Phase::new(MINUTE, Bound::AtLeast)));
+    }
+}
+
+/// A connection closes actively, and nothing becomes of it.
+fn closed(lifecycle: &mut Lifecycle, record: &TransitionRecord) -> Transition {
+    let at = record.time;
+    let established = TcpState::Established;
+    for (old, new) in [(Close, established), (established, FinWait2)] {
+        let before = TransitionRecord {
+            old: old as u8,
+            new: new as u8,
+            time: at - SECOND,
+            flags: 0,
+            ..*record
+        };
+        lifecycle.transition(event(&before));
+    }
+    lifecycle.transition(event(record))
+}
+
+#[test]
+fn overflow_is_what_the_kernel_refused() {
+    let mut lifecycle = lifecycle();
+    let at = START + 5 * SECOND;
+    let refused = timer(RecordKind::TimeWaitRefused, 1, at, TimeWait, 0);
+    let refused = TimeWaitRecord {
+        minisocket: 0,
+        socket: 7,
+        ..refused
+    };
+    assert_eq!(understood(&mut lifecycle, &refused), []);
+    let line = closed(&mut lifecycle, &record(1, at + 1000, FinWait2, Close));
+    assert_eq!(
+        (line.event.new, line.minisocket, line.reason, line.known_by),
+        (Close, false, Some(Reason::Overflow), Some(KnownBy::Kernel))
+    );
+    assert_eq!(line.event.refused, Some(TimeWait));
+    let line = closed(&mut lifecycle, &record(1, at + SECOND, FinWait2, Close));
+    assert_eq!(line.reason, None, "each refusal counts once");
+}
+
+#[test]
+fn overflow_is_inferred_from_the_call_chain_unless_there_was_a_minisocket_or_a_loss() {
+    let at = START + 5 * SECOND;
+    let flagged = |cookie, more| TransitionRecord {
+        flags: flags::TIME_WAIT | more,
+        ..record(cookie, at, FinWait2, Close)
+    };
+    let mut lifecycle = lifecycle();
+    for (more, state) in [(flags::FIN_RECEIVED, TimeWait), (0, FinWait2)] {
+        let line = closed(&mut lifecycle, &flagged(1, more));
+        assert_eq!(
+            (line.reason, line.known_by, line.event.refused),
+            (Some(Reason::Overflow), Some(KnownBy::Inferred), Some(state))
+        );
+    }
+    // Born on another processor than the one that closes it.
+    understood(
+        &mut lifecycle,
+        &timer(RecordKind::TimeWaitArmed, 2, at, TimeWait, MINUTE),
+    );
+    let line = closed(&mut lifecycle, &flagged(2, flags::FIN_RECEIVED));
+    assert_eq!(
+        (line.event.new, line.reason, line.event.refused),
+        (TimeWait, None, None)
+    );
+    lifecycle.events_lost(at);
+    let line = closed(&mut lifecycle, &flagged(3, flags::FIN_RECEIVED));
+    assert_eq!((line.event.new, line.reason), (Close, None));
+}
+
+#[test]
+fn without_cookies_a_minisocket_is_paired_with_its_full_socket() {
+    let mut lifecycle = lifecycle();
+    let at = START + 5 * SECOND;
+    let no_cookie = |record: TransitionRecord| TransitionRecord {
+        cookie: 0,
+        ..record
+    };
+    let full = no_cookie(owned(
+        record(1, at - SECOND, Close, TcpState::SynSent),
+        7,
+        b"curl",
+    ));
+    let connection = lifecycle.transition(event(&full)).connection;
+    assert!(connection >= OWN_IDS);
+    lifecycle.transition(event(&no_cookie(record(
+        1,
+        at - SECOND,
+        TcpState::SynSent,
+        FinWait2,
+    ))));
+    for kind in [RecordKind::TimeWaitBorn, RecordKind::TimeWaitPaired] {
+        let step = TimeWaitRecord {
+            cookie: 0,
+            socket: if kind == RecordKind::TimeWaitPaired {
+                full.socket
+            } else {
+                0
+            },
+            ..timer(kind, 1, at, TimeWait, MINUTE)
+        };
+        assert_eq!(understood(&mut lifecycle, &step), []);
+    }
+    let line = lifecycle.transition(event(&no_cookie(record(1, at + 1000, FinWait2, Close))));
+    assert_eq!((line.connection, line.event.new), (connection, TimeWait));
+    let over = TimeWaitRecord {
+        cookie: 0,
+        ..timer(RecordKind::TimeWaitTimedOut, 1, at + MINUTE, TimeWait, 0)
+    };
+    let lines = understood(&mut lifecycle, &over);
+    assert_eq!(
+        told(&lines),
+        [(TimeWait, Close, exact(MINUTE), Some(Reason::Expired))]
+    );
+    assert_eq!(lines[0].connection, connection);
+    assert_eq!(lines[0].process.map(|process| process.pid), Some(7));
+    // One that is older than the run gets an identity of its own.
+    let lines = understood(&mut lifecycle, &over);
+    assert_eq!(lines, [], "that one has ended");
+    let other = TimeWaitRecord {
+        cookie: 0,
+        ..timer(RecordKind::TimeWaitTimedOut, 2, at + MINUTE, TimeWait, 0)
+    };
+    let lines = understood(&mut lifecycle, &other);
+    assert!(lines[0].connection > OWN_IDS + OWN_IDS / 2);
 }

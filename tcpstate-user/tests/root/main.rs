@@ -7,6 +7,7 @@
 mod existing;
 mod filters;
 mod hostile;
+mod overflow;
 mod support;
 mod timewait;
 mod trace;

@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     os::fd::AsRawFd as _,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{PoisonError, RwLock, RwLockReadGuard},
+    sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard},
     thread::JoinHandle,
 };
 
@@ -30,19 +30,66 @@ pub fn skipped(test: &str) -> bool {
     false
 }
 
-/// Whether this kernel does not let the life of TIME_WAIT be observed; says so then.
-pub fn lacks_timewait(test: &str) -> bool {
+/// What `tcpstate probe -j` says of this kernel.
+pub fn probe() -> Value {
     let mut probe = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
     probe
         .args(["probe", "-j"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let output = start(&mut probe).wait_with_output().expect("it ends");
-    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
-    if report["timewait"].is_null() {
-        eprintln!("SKIPPED {test}: this kernel does not let TIME_WAIT be observed");
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
+}
+
+/// The ways of observing the life of TIME_WAIT that work on this kernel; `TCPSTATE_TEST_TIMEWAIT` picks one.
+pub fn observers() -> &'static [String] {
+    static OBSERVERS: OnceLock<Vec<String>> = OnceLock::new();
+    OBSERVERS.get_or_init(|| {
+        let wanted = std::env::var("TCPSTATE_TEST_TIMEWAIT").ok();
+        probe()["timewait_observers"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter(|report| report["works"] == true)
+            .map(|report| text(&report["observer"]).to_owned())
+            .filter(|observer| wanted.as_ref().is_none_or(|wanted| wanted == observer))
+            .collect()
+    })
+}
+
+/// Runs a scenario once for every way of observing the life of TIME_WAIT, all at the same time, each in a thread and a network
+/// namespace of its own. If there is none, the test is skipped, and says so.
+pub fn for_each_observer(test: &str, scenario: impl Fn(&str) + Sync) {
+    if skipped(test) {
+        return;
     }
-    report["timewait"].is_null()
+    if observers().is_empty() {
+        eprintln!("SKIPPED {test}: this kernel does not let TIME_WAIT be observed");
+        return;
+    }
+    let scenario = &scenario;
+    let failed: Vec<&str> = std::thread::scope(|scope| {
+        let running: Vec<_> = observers()
+            .iter()
+            .map(|observer| {
+                let thread = std::thread::Builder::new().name(format!("{test}: {observer}"));
+                let run = move || {
+                    own_netns();
+                    scenario(observer);
+                };
+                let handle = thread.spawn_scoped(scope, run).expect("a thread");
+                (observer.as_str(), handle)
+            })
+            .collect();
+        let ended = running
+            .into_iter()
+            .map(|(observer, handle)| (observer, handle.join()));
+        ended
+            .filter(|(_, result)| result.is_err())
+            .map(|(observer, _)| observer)
+            .collect()
+    });
+    assert!(failed.is_empty(), "failed with {failed:?}");
 }
 
 /// Puts the calling thread into a network namespace of its own, which ends with the last socket and thread in it.
@@ -127,15 +174,9 @@ impl Tool {
         )
     }
 
-    /// The same with the life of TIME_WAIT.
-    pub fn timewait(flags: &[&str]) -> Self {
-        Self::start(
-            &[
-                &["trace", "-j", "--netns", "self", "--timewait", "timer"],
-                flags,
-            ]
-            .concat(),
-        )
+    /// The same with the life of TIME_WAIT, observed in this way.
+    pub fn timewait(observer: &str) -> Self {
+        Self::start(&["trace", "-j", "--netns", "self", "--timewait", observer])
     }
 
     /// Starts `tcpstate` with these arguments, and waits until its hooks are in place.

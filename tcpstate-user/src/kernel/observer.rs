@@ -1,0 +1,223 @@
+//! The ways of observing TIME_WAIT minisockets. To add one: a variant, its programs in [`TimeWaitHook::programs`].
+
+use std::fmt;
+
+use aya::{
+    Btf, Ebpf,
+    programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError},
+};
+use serde::Serialize;
+
+use super::plan::{self, Plan};
+
+/// A way of observing the life of TIME_WAIT minisockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeWaitHook {
+    /// fentry and fexit on the functions that minisockets go through.
+    Fentry,
+    /// kprobes on the same functions.
+    Kprobe,
+    /// The kernel's generic timer tracepoints, as BTF tracepoints.
+    Timer,
+}
+
+/// How minisockets are to be observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeWaitRequest {
+    /// Not at all.
+    Off,
+    /// In the best way that works, if any does.
+    Auto,
+    /// In this way; it is an error if it does not work.
+    Only(TimeWaitHook),
+}
+
+impl TimeWaitRequest {
+    /// What may be used, best first.
+    pub(super) const fn candidates(&self) -> &[TimeWaitHook] {
+        match self {
+            Self::Off => &[],
+            Self::Auto => &TimeWaitHook::ALL,
+            Self::Only(observer) => std::slice::from_ref(observer),
+        }
+    }
+}
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Tracepoint(&'static str),
+    Entry(&'static str),
+    Exit(&'static str),
+    Kprobe(&'static str),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Tracepoint(name) | Self::Entry(name) | Self::Exit(name) | Self::Kprobe(name)) =
+            self;
+        out.write_str(name)
+    }
+}
+
+/// In this order: what ends comes before what begins, so that no life is met that will not be seen to end.
+const FENTRY: &[(&str, Place)] = &[
+    ("fentry_timed_out", Place::Entry("tw_timer_handler")),
+    (
+        "fentry_descheduled",
+        Place::Entry("inet_twsk_deschedule_put"),
+    ),
+    ("fexit_allocated", Place::Exit("inet_twsk_alloc")),
+    ("fentry_scheduled", Place::Entry("__inet_twsk_schedule")),
+];
+const KPROBE: &[(&str, Place)] = &[
+    ("kprobe_timed_out", Place::Kprobe("tw_timer_handler")),
+    (
+        "kprobe_descheduled",
+        Place::Kprobe("inet_twsk_deschedule_put"),
+    ),
+    ("kprobe_scheduled", Place::Kprobe("__inet_twsk_schedule")),
+];
+const TIMER: &[(&str, Place)] = &[
+    ("timer_cancelled", Place::Tracepoint("timer_cancel")),
+    ("timer_expired", Place::Tracepoint("timer_expire_entry")),
+    ("timer_armed", Place::Tracepoint("timer_start")),
+];
+
+impl TimeWaitHook {
+    /// Every one, best first.
+    pub const ALL: [Self; 3] = [Self::Fentry, Self::Kprobe, Self::Timer];
+
+    /// Its name for people.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry of TIME_WAIT",
+            Self::Kprobe => "kprobes of TIME_WAIT",
+            Self::Timer => "timer tracepoints",
+        }
+    }
+
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::Timer => "timer",
+        }
+    }
+
+    /// What it costs.
+    #[must_use]
+    pub const fn costs(self) -> &'static str {
+        match self {
+            Self::Fentry => "a call for every start and end of a minisocket, nothing else",
+            Self::Kprobe => "a probe for every start and end of a minisocket, nothing else",
+            Self::Timer => "one comparison for every timer of the machine",
+        }
+    }
+
+    /// What it does not see.
+    #[must_use]
+    pub const fn cannot_see(self) -> Option<&'static str> {
+        match self {
+            Self::Fentry => None,
+            Self::Kprobe => Some("overflow directly: it is told by the call chain"),
+            Self::Timer => Some(
+                "restarts within about 2 s: told only at the end; overflow directly: by the call chain",
+            ),
+        }
+    }
+
+    /// Whether an overflow is known by the call chain of the full socket's end.
+    pub(super) const fn asks_the_call_chain(self) -> bool {
+        matches!(self, Self::Kprobe | Self::Timer)
+    }
+
+    /// What it needs to make sense of what it sees.
+    pub(super) fn check(self, plan: &Plan) -> Result<(), String> {
+        match self {
+            // The registers that arguments are in are known to the kernel side.
+            Self::Kprobe if !cfg!(target_arch = "x86_64") => {
+                Err("its programs are built for x86-64".to_owned())
+            }
+            Self::Timer if plan.callers.timer_handler().is_none() => Err(
+                "no address of tw_timer_handler in /proc/kallsyms (CAP_SYSLOG, kernel.kptr_restrict)"
+                    .to_owned(),
+            ),
+            Self::Timer if !plan.cookie_helper => {
+                Err("no socket cookie that joins a minisocket to its connection".to_owned())
+            }
+            Self::Fentry | Self::Kprobe | Self::Timer => Ok(()),
+        }
+    }
+
+    /// Its programs. Where sockets have no cookies, one more tells which full socket a minisocket came from.
+    fn programs(self, plan: &Plan) -> impl Iterator<Item = (&'static str, Place)> {
+        const FUNCTION: &str = "inet_twsk_hashdance";
+        let (programs, pairing) = match self {
+            Self::Fentry => (FENTRY, Some(("fentry_paired", Place::Entry(FUNCTION)))),
+            Self::Kprobe => (KPROBE, Some(("kprobe_paired", Place::Kprobe(FUNCTION)))),
+            Self::Timer => (TIMER, None),
+        };
+        let pairing = pairing.filter(|_| !plan.cookie_helper);
+        pairing.into_iter().chain(programs.iter().copied())
+    }
+
+    /// Loads its programs.
+    pub(super) fn load(
+        self,
+        ebpf: &mut Ebpf,
+        plan: &Plan,
+        kernel_types: &Btf,
+    ) -> Result<(), String> {
+        for (name, place) in self.programs(plan) {
+            load(ebpf, name, place, kernel_types)
+                .map_err(|error| format!("{place}: {}", plan::reason(&error)))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches its programs.
+    pub(super) fn attach(self, ebpf: &mut Ebpf, plan: &Plan) -> Result<(), String> {
+        for (name, place) in self.programs(plan) {
+            attach(ebpf, name, place)
+                .map_err(|error| format!("{place}: {}", plan::reason(&error)))?;
+        }
+        Ok(())
+    }
+}
+
+/// A program of the object.
+pub(super) fn program<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut T, ProgramError>
+where
+    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or(ProgramError::NotLoaded)?
+        .try_into()
+}
+
+fn load(ebpf: &mut Ebpf, name: &str, place: Place, kernel_types: &Btf) -> Result<(), ProgramError> {
+    match place {
+        Place::Tracepoint(tracepoint) => {
+            program::<BtfTracePoint>(ebpf, name)?.load(tracepoint, kernel_types)
+        }
+        Place::Entry(function) => program::<FEntry>(ebpf, name)?.load(function, kernel_types),
+        Place::Exit(function) => program::<FExit>(ebpf, name)?.load(function, kernel_types),
+        Place::Kprobe(_) => program::<KProbe>(ebpf, name)?.load(),
+    }
+}
+
+fn attach(ebpf: &mut Ebpf, name: &str, place: Place) -> Result<(), ProgramError> {
+    match place {
+        Place::Tracepoint(_) => program::<BtfTracePoint>(ebpf, name)?.attach().map(|_| ()),
+        Place::Entry(_) => program::<FEntry>(ebpf, name)?.attach().map(|_| ()),
+        Place::Exit(_) => program::<FExit>(ebpf, name)?.attach().map(|_| ()),
+        Place::Kprobe(function) => program::<KProbe>(ebpf, name)?
+            .attach(function, 0)
+            .map(|_| ()),
+    }
+}

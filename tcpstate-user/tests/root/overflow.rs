@@ -1,0 +1,149 @@
+//! Connections that get no minisocket, because there are too many: told apart from those that want none.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+    os::fd::AsRawFd as _,
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    support::{Tool, for_each_observer, sysctl, text},
+    timewait::{connect, counter, half_close, listener},
+};
+
+/// Lets what packets do happen.
+fn settle() {
+    thread::sleep(Duration::from_millis(300));
+}
+
+#[test]
+fn overflow_is_counted_as_the_kernel_counts() {
+    const FREE: u64 = 3;
+    const DROPPED: u64 = 10;
+    for_each_observer("overflow_is_counted_as_the_kernel_counts", |observer| {
+        sysctl("net/ipv4/tcp_max_tw_buckets", &FREE.to_string());
+        let tool = Tool::timewait(observer);
+        let conns = Tool::start(&["conns", "-j", "--netns", "self", "--timewait", observer]);
+        let before = counter("TCPTimeWaitOverflow");
+        let listener = listener();
+        // What is closed waits for the peer's FIN in a minisocket: for some there is room, then for none.
+        let mut peers = Vec::new();
+        for _ in 0..FREE + DROPPED {
+            peers.push(half_close(connect(&listener)).0);
+        }
+        settle();
+        let dropped = counter("TCPTimeWaitOverflow") - before;
+        // What is only shut down waits in a full socket, and would become a minisocket when the peer's FIN comes.
+        let mut shut = Vec::new();
+        for _ in 0..DROPPED {
+            let pair = connect(&listener);
+            pair.client.shutdown(Shutdown::Write).expect("shut down");
+            settle_fin(pair.server);
+            shut.push(pair.client);
+        }
+        settle();
+        let all = counter("TCPTimeWaitOverflow") - before;
+        assert!((DROPPED..=DROPPED + FREE).contains(&dropped), "{dropped}");
+        assert_eq!(all - dropped, DROPPED);
+
+        let printed = tool.stop();
+        let told: Vec<_> = printed
+            .transitions()
+            .into_iter()
+            .filter(|line| line["reason"] == "overflow")
+            .collect();
+        assert_eq!(told.len() as u64, all, "the kernel's own count");
+        for line in &told {
+            assert_eq!(
+                (text(&line["old"]), text(&line["new"]), &line["minisocket"]),
+                ("fin_wait2", "close", &false.into())
+            );
+            let known_by = if observer == "fentry" {
+                "kernel"
+            } else {
+                "inferred"
+            };
+            assert_eq!(text(&line["known_by"]), known_by);
+        }
+        assert_eq!(printed.summary()["loss"]["ring_full"], 0);
+
+        let mut ends: BTreeMap<String, u64> = BTreeMap::new();
+        for connection in conns.stop().events("connection") {
+            if connection["time_wait"]["end"] == "overflow" {
+                assert_eq!(connection["time_wait"]["seconds"], 0.0, "{connection}");
+                assert_eq!(connection["closed_first"], "local", "{connection}");
+                *ends.entry(text(&connection["how"]).to_owned()).or_default() += 1;
+            }
+        }
+        let expected = [("fin".to_owned(), DROPPED), ("unknown".to_owned(), dropped)];
+        assert_eq!(ends, BTreeMap::from(expected));
+        drop((peers, shut));
+    });
+}
+
+/// The other end has shut down: this one closes as well.
+fn settle_fin(mut server: TcpStream) {
+    assert_eq!(server.read(&mut [0]).expect("the end of the stream"), 0);
+    drop(server);
+}
+
+#[test]
+fn ends_without_a_minisocket_that_are_no_overflow() {
+    for_each_observer(
+        "ends_without_a_minisocket_that_are_no_overflow",
+        |observer| {
+            // There is room for none, and nobody asks for any.
+            sysctl("net/ipv4/tcp_max_tw_buckets", "0");
+            // Above a minute the first part of it is spent in the full socket.
+            sysctl("net/ipv4/tcp_fin_timeout", "120");
+            let tool = Tool::timewait(observer);
+            let before = counter("TCPTimeWaitOverflow");
+            let listener = listener();
+            let (mut server, data_port) = half_close(connect(&listener));
+            settle();
+            server.write_all(b"too late").expect("sent");
+
+            let (server, reset_port) = half_close(connect(&listener));
+            settle();
+            crate::trace::abort(server);
+
+            let pair = connect(&listener);
+            let impatient_port = pair.client_port;
+            no_fin_wait2(&pair.client);
+            pair.client.shutdown(Shutdown::Write).expect("shut down");
+            settle();
+            drop(pair.client);
+            settle();
+            assert_eq!(counter("TCPTimeWaitOverflow"), before);
+            let printed = tool.stop();
+            for port in [data_port, reset_port, impatient_port] {
+                let lines = printed.of_port(port);
+                let end = lines.last().expect("the end");
+                assert_eq!(
+                    (text(&end["old"]), text(&end["new"]), &end["reason"]),
+                    ("fin_wait2", "close", &serde_json::Value::Null),
+                    "{lines:?}"
+                );
+            }
+        },
+    );
+}
+
+/// `TCP_LINGER2` below zero: close() does not wait for the peer's FIN.
+fn no_fin_wait2(socket: &TcpStream) {
+    let value: libc::c_int = -1;
+    // SAFETY: the value lives through the call, and is of the size that is told.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_LINGER2,
+            (&raw const value).cast(),
+            libc::socklen_t::try_from(size_of_val(&value)).expect("small"),
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
