@@ -15,7 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Printed, Tool, lacks_timewait, nobody_starts, own_netns, port, skipped, start, steps,
+    Printed, Tool, for_each_observer, nobody_starts, own_netns, port, skipped, start, steps,
 };
 
 /// The two ends of a connection to this listener.
@@ -113,88 +113,97 @@ fn what_was_there_is_known_with_its_process() {
 
 #[test]
 fn a_time_wait_from_before_has_begun_sixty_seconds_before_it_is_due() {
-    if skipped("a_time_wait_from_before_has_begun_sixty_seconds_before_it_is_due")
-        || lacks_timewait("a_time_wait_from_before_has_begun_sixty_seconds_before_it_is_due")
-    {
-        return;
-    }
-    own_netns();
-    let nobody = nobody_starts();
-    let listener = listener();
-    let (client, mut server) = connect(&listener);
-    let client_port = port(client.local_addr());
-    drop(client);
-    assert_eq!(server.read(&mut [0]).expect("the end"), 0);
-    drop(server);
-    let closed = Instant::now();
-    drop(nobody);
-    thread::sleep(Duration::from_secs(2));
+    for_each_observer(
+        "a_time_wait_from_before_has_begun_sixty_seconds_before_it_is_due",
+        |observer| {
+            let nobody = nobody_starts();
+            let listener = listener();
+            let (client, mut server) = connect(&listener);
+            let client_port = port(client.local_addr());
+            drop(client);
+            assert_eq!(server.read(&mut [0]).expect("the end"), 0);
+            drop(server);
+            let closed = Instant::now();
+            drop(nobody);
+            thread::sleep(Duration::from_secs(2));
 
-    let seen = Instant::now();
-    let tool = Tool::start_with_existing(&["conns", "-j", "--running", "--netns", "self"]);
-    let age = closed.elapsed().as_secs_f64();
-    let printed = tool.stop();
-    let line = connection(&printed, client_port);
-    let time_wait = &line["time_wait"];
-    assert_eq!(time_wait["end"], "running", "{line}");
-    assert_eq!(time_wait["bound"], "at_least");
-    let told = seconds(&time_wait["seconds"]);
-    let whole = closed.elapsed().as_secs_f64();
-    // A tick may be as long as 10 ms.
-    assert!(
-        (seen.duration_since(closed).as_secs_f64() - 0.02..=whole + 0.02).contains(&told),
-        "told {told}, was {age} to {whole}"
+            let seen = Instant::now();
+            let tool = Tool::start_with_existing(&[
+                "conns",
+                "-j",
+                "--running",
+                "--netns",
+                "self",
+                "--timewait",
+                observer,
+            ]);
+            let age = closed.elapsed().as_secs_f64();
+            let printed = tool.stop();
+            let line = connection(&printed, client_port);
+            let time_wait = &line["time_wait"];
+            assert_eq!(time_wait["end"], "running", "{line}");
+            assert_eq!(time_wait["bound"], "at_least");
+            let told = seconds(&time_wait["seconds"]);
+            let whole = closed.elapsed().as_secs_f64();
+            // A tick may be as long as 10 ms.
+            assert!(
+                (seen.duration_since(closed).as_secs_f64() - 0.02..=whole + 0.02).contains(&told),
+                "told {told}, was {age} to {whole}"
+            );
+            assert_eq!(line["start"], Value::Null);
+            assert_eq!(line["opened"], "unknown");
+            assert_eq!(line["closed_first"], "unknown");
+        },
     );
-    assert_eq!(line["start"], Value::Null);
-    assert_eq!(line["opened"], "unknown");
-    assert_eq!(line["closed_first"], "unknown");
 }
 
 #[test]
 fn sockets_of_all_namespaces_are_found_and_joined() {
-    if skipped("sockets_of_all_namespaces_are_found_and_joined")
-        || lacks_timewait("sockets_of_all_namespaces_are_found_and_joined")
-    {
-        return;
-    }
-    own_netns();
-    let nobody = nobody_starts();
-    let listener = listener();
-    let (client, mut server) = connect(&listener);
-    let (client_port, server_port) = (port(client.local_addr()), port(listener.local_addr()));
-    let inode = std::fs::read_link("/proc/thread-self/ns/net").expect("a namespace");
-    drop(nobody);
-    let tool = Tool::start_with_existing(&[
-        "conns",
-        "-j",
-        "--running",
-        "-L",
-        &format!("{client_port},{server_port}"),
-    ]);
-    let nobody = nobody_starts();
-    drop(client);
-    assert_eq!(server.read(&mut [0]).expect("the end"), 0);
-    drop(server);
-    drop(nobody);
-    thread::sleep(Duration::from_millis(100));
-    let printed = tool.stop();
-    let ours = |line: &&Value| inode.to_string_lossy().contains(&line["netns"].to_string());
-    let lines = printed.events("connection");
-    let lines: Vec<&Value> = lines.iter().filter(ours).collect();
-    assert_eq!(lines.len(), 2, "{lines:?}");
-    for line in lines {
-        assert_eq!(line["owner"]["via"], "scan", "{line}");
-        assert_eq!(line["owner"]["pid"], json!(std::process::id()));
-        assert_eq!(line["start"], Value::Null);
-        assert_eq!(line["bounds"]["established"], "at_least");
-        assert_eq!(line["how"], "fin");
-        let active = line["lport"] == client_port;
-        assert_eq!(
-            line["closed_first"],
-            if active { "local" } else { "remote" }
-        );
-        assert_eq!(line["time_wait"].is_object(), active);
-    }
+    for_each_observer(
+        "sockets_of_all_namespaces_are_found_and_joined",
+        |observer| {
+            let nobody = nobody_starts();
+            let listener = listener();
+            let (client, mut server) = connect(&listener);
+            let (client_port, server_port) =
+                (port(client.local_addr()), port(listener.local_addr()));
+            let inode = std::fs::read_link("/proc/thread-self/ns/net").expect("a namespace");
+            drop(nobody);
+            let tool = Tool::start_with_existing(&[
+                "conns",
+                "-j",
+                "--running",
+                "--timewait",
+                observer,
+                "-L",
+                &format!("{client_port},{server_port}"),
+            ]);
+            let nobody = nobody_starts();
+            drop(client);
+            assert_eq!(server.read(&mut [0]).expect("the end"), 0);
+            drop(server);
+            drop(nobody);
+            thread::sleep(Duration::from_millis(100));
+            let printed = tool.stop();
+            let ours = |line: &&Value| inode.to_string_lossy().contains(&line["netns"].to_string());
+            let lines = printed.events("connection");
+            let lines: Vec<&Value> = lines.iter().filter(ours).collect();
+            assert_eq!(lines.len(), 2, "{lines:?}");
+            for line in lines {
+                assert_eq!(line["owner"]["via"], "scan", "{line}");
+                assert_eq!(line["owner"]["pid"], json!(std::process::id()));
+                assert_eq!(line["start"], Value::Null);
+                assert_eq!(line["bounds"]["established"], "at_least");
+                assert_eq!(line["how"], "fin");
+                let active = line["lport"] == client_port;
+                assert_eq!(
+                    line["closed_first"],
+                    if active { "local" } else { "remote" }
+                );
+                assert_eq!(line["time_wait"].is_object(), active);
+            }
+        },
+    );
 }
 
 /// More sockets than the ring buffer holds records.
@@ -336,32 +345,39 @@ fn of_two_processes_that_hold_a_socket_the_first_is_named() {
 /// The timer tracepoints do not tell when FIN_WAIT2 goes on to TIME_WAIT soon after; a second look does.
 #[test]
 fn a_silent_time_wait_is_known_at_the_end_of_the_run() {
-    if skipped("a_silent_time_wait_is_known_at_the_end_of_the_run")
-        || lacks_timewait("a_silent_time_wait_is_known_at_the_end_of_the_run")
-    {
-        return;
-    }
-    own_netns();
-    let tool = Tool::start_with_existing(&["conns", "-j", "--running", "--netns", "self"]);
-    let listener = listener();
-    let nobody = nobody_starts();
-    let (client, mut server) = connect(&listener);
-    let client_port = port(client.local_addr());
-    drop(client);
-    assert_eq!(server.read(&mut [0]).expect("the end"), 0);
-    let half_closed = Instant::now();
-    thread::sleep(Duration::from_millis(200));
-    drop(server);
-    let closed = half_closed.elapsed().as_secs_f64();
-    drop(nobody);
-    thread::sleep(Duration::from_millis(100));
-    let line = connection(&tool.stop(), client_port);
-    assert_eq!(line["time_wait"]["end"], "running", "{line}");
-    assert_eq!(line["how"], "fin");
-    assert_eq!(line["state"], "time_wait");
-    let fin_wait2 = seconds(&line["states"]["fin_wait2"]);
-    assert!(
-        (0.19..closed + 0.1).contains(&fin_wait2),
-        "{fin_wait2} of {closed}: {line}"
+    for_each_observer(
+        "a_silent_time_wait_is_known_at_the_end_of_the_run",
+        |observer| {
+            let tool = Tool::start_with_existing(&[
+                "conns",
+                "-j",
+                "--running",
+                "--netns",
+                "self",
+                "--timewait",
+                observer,
+            ]);
+            let listener = listener();
+            let nobody = nobody_starts();
+            let (client, mut server) = connect(&listener);
+            let client_port = port(client.local_addr());
+            drop(client);
+            assert_eq!(server.read(&mut [0]).expect("the end"), 0);
+            let half_closed = Instant::now();
+            thread::sleep(Duration::from_millis(200));
+            drop(server);
+            let closed = half_closed.elapsed().as_secs_f64();
+            drop(nobody);
+            thread::sleep(Duration::from_millis(100));
+            let line = connection(&tool.stop(), client_port);
+            assert_eq!(line["time_wait"]["end"], "running", "{line}");
+            assert_eq!(line["how"], "fin");
+            assert_eq!(line["state"], "time_wait");
+            let fin_wait2 = seconds(&line["states"]["fin_wait2"]);
+            assert!(
+                (0.19..closed + 0.1).contains(&fin_wait2),
+                "{fin_wait2} of {closed}: {line}"
+            );
+        },
     );
 }
