@@ -140,6 +140,8 @@ pub enum TimeWaitChoice {
     Kprobe,
     /// The kernel's timer tracepoints: restarts within about 2 s are told only at the end
     Timer,
+    /// The kernel's list of sockets, read once a second: an approximation
+    Poll,
     /// Not at all: the trace shows what the state tracepoint shows, FIN_WAIT2 -> CLOSE
     Off,
 }
@@ -153,6 +155,7 @@ impl TimeWaitChoice {
             Self::Fentry => TimeWaitRequest::Only(TimeWaitHook::Fentry),
             Self::Kprobe => TimeWaitRequest::Only(TimeWaitHook::Kprobe),
             Self::Timer => TimeWaitRequest::Only(TimeWaitHook::Timer),
+            Self::Poll => TimeWaitRequest::Only(TimeWaitHook::Poll),
             Self::Off => TimeWaitRequest::Off,
         }
     }

@@ -12,6 +12,7 @@ use tokio::{
 use super::{
     Outcome,
     args::{Format, LiveArgs, OutputArgs},
+    lists::Lists,
     output,
     view::{Losses, View},
 };
@@ -20,7 +21,7 @@ use crate::{
     event::Event,
     filter::Filter,
     kernel::{
-        Attached, Cgroups, Hook, List, Missing, Progress, Reader, Request, Tracer, drop_privileges,
+        Attached, Cgroups, Hook, Missing, Reader, Request, TimeWaitHook, Tracer, drop_privileges,
     },
     message::say,
     sink::{Rows, Summary},
@@ -91,7 +92,8 @@ fn check(filter: &Filter, attached: &Attached) -> Result<()> {
     Ok(())
 }
 
-fn warn(missing: &Missing) {
+/// Says what is not known.
+pub fn warn(missing: &Missing) {
     say(format_args!(
         "warning: {} lost, since there is no {}",
         missing.loses, missing.what
@@ -102,7 +104,7 @@ async fn follow(
     mut tracer: Tracer,
     mut view: View,
     args: &LiveArgs,
-    mut reader: Option<Reader>,
+    reader: Option<Reader>,
 ) -> Result<Outcome> {
     let mut stop = stop_signal()?;
     let mut tick = interval(INTERVAL);
@@ -117,11 +119,12 @@ async fn follow(
 
     let mut signalled = false;
     let mut busy = false;
-    let mut list_read: Option<u64> = None;
-    let mut all_found = reader.is_none();
-    if let Some(reader) = &reader {
-        reader.read(List::All);
-    }
+    let mut lists = Lists::new(
+        reader,
+        !args.skip_existing,
+        tracer.plan().timewait == Some(TimeWaitHook::Poll),
+        view.refreshes(),
+    );
     while !view.is_done() {
         tokio::select! {
             biased;
@@ -130,14 +133,7 @@ async fn follow(
                 break;
             }
             () = wait_until(end) => break,
-            progress = next(&mut reader), if list_read.is_none() => match progress {
-                Progress::Owners(owners) => view.begin_finding(owners),
-                Progress::Part => {}
-                Progress::End(missing) => {
-                    list_read = Some(clock::monotonic_now());
-                    missing.iter().for_each(warn);
-                }
-            },
+            () = lists.step(&mut view, losses.not_found()) => {}
             () = std::future::ready(()), if busy => {}
             () = tracer.filling() => {}
             _ = tick.tick() => {}
@@ -153,26 +149,11 @@ async fn follow(
         if !busy {
             view.settle(now)?;
         }
-        // The list stands in order with the events: it ends where younger ones begin.
-        let past = |end: u64| !busy || view.time() > end;
-        if !all_found && list_read.is_some_and(past) {
-            all_found = true;
-            // Its privileges are given up with it.
-            reader = reader.filter(|_| view.refreshes());
-            say(format_args!(
-                "{} there already",
-                match view.end_finding() {
-                    1 => "1 socket was".to_owned(),
-                    many => format!("{many} sockets were"),
-                }
-            ));
-        }
+        lists.settle(&mut view, busy, losses.not_found())?;
         view.resize(output::columns(&args.output));
         view.flush()?;
     }
-    if let Some(reader) = reader.filter(|_| all_found) {
-        refresh(reader, &mut tracer, &mut view, &mut losses).await?;
-    }
+    refresh(&mut lists, &mut tracer, &mut view, &mut losses).await?;
     finish(&mut tracer, &mut view, &mut losses, &args.output)?;
     Ok(if view.shown() > 0 || signalled {
         Outcome::Done
@@ -213,22 +194,25 @@ fn turn(
     Ok(late)
 }
 
-/// Looks once more at the minisockets that are still there: some may have gone from FIN_WAIT2 to TIME_WAIT without an event.
+/// Looks once more at the minisockets that are still there, if that is of use.
 async fn refresh(
-    mut reader: Reader,
+    lists: &mut Lists,
     tracer: &mut Tracer,
     view: &mut View,
     losses: &mut Losses,
 ) -> Result<()> {
-    reader.read(List::MiniSockets);
     let deadline = tokio::time::Instant::now() + FAREWELL;
-    while let Ok(progress) = tokio::time::timeout_at(deadline, reader.next()).await {
-        let now = clock::monotonic_now();
-        while turn(tracer, view, losses, now, Instant::now() + TURN)? {}
-        if let Progress::End(missing) = progress {
-            missing.iter().for_each(warn);
+    if view.is_done() || !lists.begin_last(losses.not_found()) {
+        return Ok(());
+    }
+    while lists.is_reading() {
+        let step = lists.step(view, losses.not_found());
+        if tokio::time::timeout_at(deadline, step).await.is_err() {
             break;
         }
+        let now = clock::monotonic_now();
+        let busy = turn(tracer, view, losses, now, Instant::now() + TURN)?;
+        lists.settle(view, busy, losses.not_found())?;
     }
     Ok(())
 }
@@ -328,14 +312,6 @@ fn is_ignored(signal: libc::c_int) -> bool {
     // SAFETY: a null pointer asks only; `action` lives through the call.
     let result = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
     result == 0 && action.sa_sigaction == libc::SIG_IGN
-}
-
-/// What the reader of lists says next, if there is one.
-async fn next(reader: &mut Option<Reader>) -> Progress {
-    match reader {
-        Some(reader) => reader.next().await,
-        None => std::future::pending().await,
-    }
 }
 
 async fn wait_until(end: Option<tokio::time::Instant>) {

@@ -1,6 +1,7 @@
 //! The command line: parsed low (`args.rs`), resolved and checked before anything is attached, then run.
 
 mod args;
+mod lists;
 mod live;
 mod output;
 mod probe;

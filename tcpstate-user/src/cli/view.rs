@@ -11,8 +11,8 @@ use crate::{
     clock,
     event::{Event, SocketEvent, TimeWaitEvent, TimeWaitStep, TransitionEvent},
     filter::{Filter, Gate, Unattributed},
-    kernel::{Cgroups, Owners, Tracer},
-    lifecycle::{Counts, Found, Lifecycle, Transition},
+    kernel::{Cgroups, Owners, TimeWaitHook, Tracer},
+    lifecycle::{Counts, Found, Lifecycle, Round, Transition},
     loss::{Loss, LossKind, LossTotals},
     message::say,
     sink::{OtherProtocols, Rows, Sink, Summary},
@@ -57,6 +57,9 @@ impl View {
         let mut lifecycle = Lifecycle::new(limit, tracer.start())
             .with_minisockets(tracer.plan().callers.clone(), clock::tick());
         lifecycle.begin_finding();
+        if tracer.plan().timewait == Some(TimeWaitHook::Poll) {
+            lifecycle = lifecycle.with_poll();
+        }
         Self {
             filter,
             gate: Gate::default(),
@@ -91,6 +94,11 @@ impl View {
         }
         self.event(event)?;
         Ok(true)
+    }
+
+    /// The list of minisockets has been read once more.
+    pub fn end_round(&mut self, round: Round) -> io::Result<()> {
+        self.understand(|lifecycle, out| lifecycle.end_round(round, out))
     }
 
     /// Takes the record that waited; `false` if it still has to.
@@ -189,7 +197,10 @@ impl View {
         self.name_cgroup(event.cgroup);
         for admitted in self.gate.admit(&self.filter, event).into_iter().flatten() {
             let transition = self.lifecycle.transition(admitted.event);
-            if admitted.wanted {
+            if !admitted.wanted {
+                continue;
+            }
+            if let Some(transition) = self.lifecycle.hold(transition) {
                 self.show(&transition)?;
             }
         }
@@ -345,6 +356,11 @@ impl Losses {
             other_protocols: OtherProtocols::default(),
             checked: start,
         }
+    }
+
+    /// Sockets that could not be sent when the list was read.
+    pub const fn not_found(&self) -> u64 {
+        self.totals.get(LossKind::NotFound)
     }
 
     /// Looks at all counters; what was lost until `now` is known after that.

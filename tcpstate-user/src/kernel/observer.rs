@@ -8,7 +8,10 @@ use aya::{
 };
 use serde::Serialize;
 
-use super::plan::{self, Plan};
+use super::{
+    existing,
+    plan::{self, Plan},
+};
 
 /// A way of observing the life of TIME_WAIT minisockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -20,6 +23,8 @@ pub enum TimeWaitHook {
     Kprobe,
     /// The kernel's generic timer tracepoints, as BTF tracepoints.
     Timer,
+    /// The kernel's list of sockets, read once a second.
+    Poll,
 }
 
 /// How minisockets are to be observed.
@@ -87,7 +92,7 @@ const TIMER: &[(&str, Place)] = &[
 
 impl TimeWaitHook {
     /// Every one, best first.
-    pub const ALL: [Self; 3] = [Self::Fentry, Self::Kprobe, Self::Timer];
+    pub const ALL: [Self; 4] = [Self::Fentry, Self::Kprobe, Self::Timer, Self::Poll];
 
     /// Its name for people.
     #[must_use]
@@ -96,6 +101,7 @@ impl TimeWaitHook {
             Self::Fentry => "fentry of TIME_WAIT",
             Self::Kprobe => "kprobes of TIME_WAIT",
             Self::Timer => "timer tracepoints",
+            Self::Poll => "list of sockets",
         }
     }
 
@@ -106,6 +112,7 @@ impl TimeWaitHook {
             Self::Fentry => "fentry",
             Self::Kprobe => "kprobe",
             Self::Timer => "timer",
+            Self::Poll => "poll",
         }
     }
 
@@ -116,6 +123,7 @@ impl TimeWaitHook {
             Self::Fentry => "a call for every start and end of a minisocket, nothing else",
             Self::Kprobe => "a probe for every start and end of a minisocket, nothing else",
             Self::Timer => "one comparison for every timer of the machine",
+            Self::Poll => "a walk through all sockets of the machine, once a second",
         }
     }
 
@@ -125,6 +133,9 @@ impl TimeWaitHook {
         match self {
             Self::Fentry => None,
             Self::Kprobe => Some("overflow directly: it is told by the call chain"),
+            Self::Poll => Some(
+                "what lives less than a second, and why a TIME_WAIT ended; durations are upper bounds",
+            ),
             Self::Timer => Some(
                 "restarts within about 2 s: told only at the end; overflow directly: by the call chain",
             ),
@@ -147,10 +158,10 @@ impl TimeWaitHook {
                 "no address of tw_timer_handler in /proc/kallsyms (CAP_SYSLOG, kernel.kptr_restrict)"
                     .to_owned(),
             ),
-            Self::Timer if !plan.cookie_helper => {
+            Self::Timer | Self::Poll if !plan.cookie_helper => {
                 Err("no socket cookie that joins a minisocket to its connection".to_owned())
             }
-            Self::Fentry | Self::Kprobe | Self::Timer => Ok(()),
+            Self::Fentry | Self::Kprobe | Self::Timer | Self::Poll => Ok(()),
         }
     }
 
@@ -161,6 +172,7 @@ impl TimeWaitHook {
             Self::Fentry => (FENTRY, Some(("fentry_paired", Place::Entry(FUNCTION)))),
             Self::Kprobe => (KPROBE, Some(("kprobe_paired", Place::Kprobe(FUNCTION)))),
             Self::Timer => (TIMER, None),
+            Self::Poll => (&[][..], None),
         };
         let pairing = pairing.filter(|_| !plan.cookie_helper);
         pairing.into_iter().chain(programs.iter().copied())
@@ -176,6 +188,10 @@ impl TimeWaitHook {
         for (name, place) in self.programs(plan) {
             load(ebpf, name, place, kernel_types)
                 .map_err(|error| format!("{place}: {}", plan::reason(&error)))?;
+        }
+        if self == Self::Poll {
+            existing::load(ebpf, kernel_types)
+                .map_err(|error| format!("iterator over sockets: {}", plan::reason(&error)))?;
         }
         Ok(())
     }

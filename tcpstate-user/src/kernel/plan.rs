@@ -112,6 +112,13 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Why observers of minisockets were refused.
+    fn refusals(&self) -> String {
+        let why = |(observer, why): &(TimeWaitHook, String)| format!("{}: {why}", observer.word());
+        let all: Vec<_> = self.refused.iter().map(why).collect();
+        all.join("; ")
+    }
+
     /// The names of the hooks in use.
     #[must_use]
     pub fn hooks(&self) -> Vec<&'static str> {
@@ -310,6 +317,10 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
 
 /// The hooks are in place; loads the iterators over sockets too, or says in the plan why not.
 fn in_place(mut plan: Plan, request: &Request, mut ebpf: Ebpf, kernel_types: &Btf) -> Attached {
+    if plan.timewait == Some(TimeWaitHook::Poll) {
+        // They are loaded already.
+        return Attached::now(plan, ebpf, true);
+    }
     let mut existing = request.existing;
     if existing && let Err(error) = existing::load(&mut ebpf, kernel_types) {
         existing = false;
@@ -343,6 +354,13 @@ fn watch(
                         loses: "why a TIME_WAIT ended early".to_owned(),
                     });
                 }
+                if observer == TimeWaitHook::Poll && request.timewait == TimeWaitRequest::Auto {
+                    plan.missing.push(Missing {
+                        what: format!("better way of observing it ({})", plan.refusals()),
+                        loses: "what TIME_WAITs end for, and their exact ends (a list is read once a second)"
+                            .to_owned(),
+                    });
+                }
                 return Ok(in_place(plan, request, ebpf, kernel_types));
             }
             Err(why) => plan.refused.push((observer, why)),
@@ -354,10 +372,8 @@ fn watch(
         return Err(why);
     }
     if request.timewait == TimeWaitRequest::Auto {
-        let why = |(observer, why): &(TimeWaitHook, String)| format!("{}: {why}", observer.word());
-        let all: Vec<_> = plan.refused.iter().map(why).collect();
         plan.missing.push(Missing {
-            what: format!("way of observing it ({})", all.join("; ")),
+            what: format!("way of observing it ({})", plan.refusals()),
             loses: "the life of TIME_WAIT".to_owned(),
         });
     }

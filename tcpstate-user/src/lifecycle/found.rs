@@ -141,6 +141,7 @@ impl Lifecycle {
             counts.transitions += 1;
             out(named(cgroups, transition));
         });
+        let known = self.polled(event, known, &mut out);
         if known
             || self
                 .ended

@@ -7,6 +7,7 @@ mod caller;
 mod found;
 mod identity;
 mod phase;
+mod poll;
 mod reason;
 mod timewait;
 
@@ -19,12 +20,14 @@ use tcpstate_common::state::TcpState;
 use crate::event::{Event, Process, TimeWaitEvent, TimeWaitStep, TransitionEvent, Via};
 use found::Ended;
 use identity::Identities;
+use poll::Poll;
 use timewait::MiniSockets;
 
 pub use caller::{Caller, Callers};
 pub use found::Found;
 pub use identity::OWN_IDS;
 pub use phase::{Bound, Phase};
+pub use poll::Round;
 pub use reason::{KnownBy, Reason};
 
 /// One state change of one connection, understood.
@@ -96,6 +99,7 @@ pub struct Lifecycle {
     cgroups: FxHashMap<u64, Arc<str>>,
     minisockets: MiniSockets,
     ended: Ended,
+    poll: Option<Poll>,
     limit: usize,
     start: u64,
     /// When something was lost last, if anything was.
@@ -115,6 +119,7 @@ impl Lifecycle {
             cgroups: FxHashMap::default(),
             minisockets: MiniSockets::new(limit.max(1), Callers::default(), DEFAULT_TICK),
             ended: Ended::default(),
+            poll: None,
             limit: limit.max(1),
             start,
             lost: None,
@@ -177,7 +182,12 @@ impl Lifecycle {
     /// Understands one event, and passes on what it means: nothing, or one or more transitions.
     pub fn event(&mut self, event: Event, mut out: impl FnMut(Transition)) {
         match event {
-            Event::Transition(event) => out(self.transition(event)),
+            Event::Transition(event) => {
+                let transition = self.transition(event);
+                if let Some(transition) = self.hold(transition) {
+                    out(transition);
+                }
+            }
             Event::TimeWait(event) if event.step == TimeWaitStep::Found => {
                 self.found_minisocket(&event, out);
             }
@@ -188,8 +198,12 @@ impl Lifecycle {
         }
     }
 
-    /// It is now this late (nanoseconds of `CLOCK_MONOTONIC`): passes on what only the absence of events could tell.
+    /// It is now this late (nanoseconds of `CLOCK_MONOTONIC`; `u64::MAX` at the end of the run): passes on what only the absence
+    /// of events could tell.
     pub fn settle(&mut self, now: u64, mut out: impl FnMut(Transition)) {
+        if now == u64::MAX {
+            self.release(&mut out);
+        }
         let Self {
             minisockets,
             cgroups,

@@ -260,6 +260,57 @@ impl MiniSockets {
         (life.connection, since)
     }
 
+    /// A minisocket that was found goes on in the place of a full socket that closed: says in which state it was born.
+    pub(super) fn follow(&mut self, event: &TimeWaitEvent, closed: &Transition) -> TcpState {
+        let born = closed.event.time;
+        let later = self.started(event) > born.saturating_add(2 * self.tick);
+        let state = if later {
+            TcpState::FinWait2
+        } else {
+            event.substate
+        };
+        let mut life = self.life(event, born, Bound::Exact);
+        life.connection = closed.connection;
+        life.state = state;
+        life.armed = born;
+        if state == closed.event.old
+            && let Some((entered, bound)) = closed.phase.began(born)
+        {
+            (life.entered, life.bound) = (entered, bound);
+        }
+        life.uid = closed.event.uid.unwrap_or(u32::MAX);
+        life.cgroup = closed.event.cgroup.and_then(NonZeroU64::new);
+        life.owner = closed.process;
+        self.insert(event.minisocket, life);
+        state
+    }
+
+    /// A minisocket that was in the list at `seen` is not there any more.
+    pub(super) fn missed(
+        &mut self,
+        end: &TimeWaitEvent,
+        seen: u64,
+        why: Why,
+        out: &mut impl FnMut(Transition),
+    ) {
+        if !self.knows(end) {
+            return;
+        }
+        let Some(life) = self.lives.swap_remove(&end.minisocket) else {
+            return;
+        };
+        let phase = match life.bound {
+            Bound::Exact => Phase::between(life.entered, end.time, Bound::AtMost),
+            bound => Phase::between(life.entered, seen, bound),
+        };
+        out(life.transition(end, end.time, TcpState::Close, phase, Some(why)));
+    }
+
+    /// Length of a tick in nanoseconds.
+    pub(super) const fn tick(&self) -> u64 {
+        self.tick
+    }
+
     /// When TIME_WAIT was started last, exact to a tick: it takes 60 s, unless the timer wheel is late.
     fn started(&self, event: &TimeWaitEvent) -> u64 {
         let started_ticks = event

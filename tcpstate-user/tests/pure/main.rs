@@ -9,5 +9,6 @@ mod found;
 mod gate;
 mod lifecycle;
 mod output;
+mod poll;
 mod records;
 mod timewait;

@@ -8,6 +8,7 @@ mod existing;
 mod filters;
 mod hostile;
 mod overflow;
+mod poll;
 mod support;
 mod timewait;
 mod trace;
