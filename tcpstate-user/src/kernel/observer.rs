@@ -124,7 +124,9 @@ impl TimeWaitHook {
     pub const fn cannot_see(self) -> Option<&'static str> {
         match self {
             Self::Fentry => None,
-            Self::Kprobe => Some("overflow directly: it is told by the call chain"),
+            Self::Kprobe => Some(
+                "what happens while it interrupts another BPF probe; overflow directly: by the call chain",
+            ),
             Self::Timer => Some(
                 "restarts within about 2 s: told only at the end; overflow directly: by the call chain",
             ),
