@@ -13,7 +13,7 @@ use aya_ebpf::{
     maps::PerCpuArray,
 };
 use tcpstate_common::{
-    record::{CALLERS, Counter, RecordKind, TimeWaitRecord},
+    record::{CALLERS, Counter, RecordKind, TimeWaitRecord, flags},
     state::TcpState,
 };
 
@@ -248,33 +248,44 @@ fn remember(connection: u64) {
     }
 }
 
-/// Whether `tcp_time_wait` closes this socket without having made a minisocket of it on this CPU. A full socket closes
+/// Says whether `tcp_time_wait` closes this socket without having made a minisocket of it on this CPU. A full socket closes
 /// some microseconds after its minisocket was born, so hardly any call chain has to be looked at. `tcp_time_wait` is in the
 /// chain itself if the compiler has not made a jump of its last call (`tcp_done`), else as what its caller called.
+///
+/// Bits of [`flags`].
 #[inline(always)]
-pub(crate) fn is_refused(context: &impl EbpfContext, cookie: u64, socket: u64) -> bool {
+pub(crate) fn refused(context: &impl EbpfContext, sock: Sock, cookie: u64) -> u8 {
     let begin = constant!(CONFIG.time_wait_begin);
     let end = constant!(CONFIG.time_wait_end);
     if begin == 0 {
-        return false;
+        return 0;
     }
-    let connection = if cookie == 0 { socket } else { cookie };
-    if let Some(last) = LAST_BORN.get(0)
-        && *last == connection
-    {
-        return false;
+    let connection = if cookie == 0 { sock.pointer() } else { cookie };
+    if LAST_BORN.get(0).is_none_or(|last| *last == connection) {
+        return 0;
     }
     let mut callers: Callers = [0; CALLERS];
     call_chain(context, &mut callers, OF_TRACEPOINT);
+    let mut found = 0;
     let mut index = 0;
     while index < CALLERS {
         let address = callers[index];
-        if (begin < address && address <= end) || memory::returns_from(address, begin) {
-            return true;
+        let within = address.wrapping_sub(begin).wrapping_sub(1) < end - begin;
+        if within || memory::returns_from(address, begin) {
+            found = if sock.fin_received() {
+                flags::TIME_WAIT | flags::FIN_RECEIVED
+            } else {
+                flags::TIME_WAIT
+            };
+            break;
         }
         index += 1;
     }
-    false
+    // Through memory the verifier does not follow the value: that of Linux 5.10 would go through the rest of the program once
+    // for each.
+    let found = core::hint::black_box(found);
+    // SAFETY: a local variable.
+    unsafe { core::ptr::read_volatile(&raw const found) }
 }
 
 /// How many of the first frames are those of a tracepoint itself.

@@ -39,6 +39,18 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
         return 0;
     }
 
+    // A child gets its own cookie only after its first event; what it has there may be its listener's.
+    let child = old == TcpState::Listen as i32 && new == TcpState::SynRecv as i32;
+    let own_cookie = if child { 0 } else { sock.cookie() };
+    let in_fin_wait = old == TcpState::FinWait1 as i32
+        || old == TcpState::FinWait2 as i32
+        || old == TcpState::Closing as i32;
+    let refused = if closed && in_fin_wait {
+        timewait::refused(&context, sock, own_cookie)
+    } else {
+        0
+    };
+
     let Some(mut entry) = ring::reserve(&context, Counter::LostTransition) else {
         return 0;
     };
@@ -56,18 +68,13 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
         flags = flags::OWNED | sock.file_flags();
         process = current;
     }
-    // A child gets its own cookie only after its first event; what it has there may be its listener's.
-    let child = old == TcpState::Listen as i32 && new == TcpState::SynRecv as i32;
-    let (cookie, parent) = if child {
-        (0, sock.listener())
+    let parent = if child {
+        sock.listener()
     } else {
-        (
-            sock.cookie(),
-            Listener {
-                cookie: 0,
-                socket: 0,
-            },
-        )
+        Listener {
+            cookie: 0,
+            socket: 0,
+        }
     };
     let mut totals = Totals::default();
     if ends.protocol == IPPROTO_TCP && (closed || new == TcpState::Established as i32) {
@@ -76,24 +83,15 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
             flags |= flags::TOTALS;
         }
     }
-    let in_fin_wait = old == TcpState::FinWait1 as i32
-        || old == TcpState::FinWait2 as i32
-        || old == TcpState::Closing as i32;
-    if closed && in_fin_wait && timewait::is_refused(&context, cookie, sock.pointer()) {
-        flags |= flags::TIME_WAIT;
-        if sock.fin_received() {
-            flags |= flags::FIN_RECEIVED;
-        }
-    }
     entry.write(TransitionRecord {
         kind: RecordKind::Transition as u8,
         old: old as u8,
         new: new as u8,
-        flags,
+        flags: flags | refused,
         protocol: ends.protocol,
         family: ends.family,
         time,
-        cookie,
+        cookie: own_cookie,
         socket: sock.pointer(),
         listener_cookie: parent.cookie,
         listener_socket: parent.socket,

@@ -132,7 +132,9 @@ impl TimeWaitHook {
     pub const fn cannot_see(self) -> Option<&'static str> {
         match self {
             Self::Fentry => None,
-            Self::Kprobe => Some("overflow directly: it is told by the call chain"),
+            Self::Kprobe => Some(
+                "what happens while it interrupts another BPF probe; overflow directly: by the call chain",
+            ),
             Self::Poll => Some(
                 "what lives less than a second, and why a TIME_WAIT ended; durations are upper bounds",
             ),

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, fs,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -298,17 +298,25 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
         cookie_helper: true,
         task_helper: true,
     };
-    // What a helper is allowed to be called by, only loading tells; the best first.
+    (plan.cookie_helper, plan.task_helper) = helpers(&plan, request, &kernel_types)?;
+    plan.missing.extend(missing_cookies(plan.cookie_helper));
+    watch(plan, request, &kernel_types)
+}
+
+/// Whether the cookie helper and the task helper may be called: only loading tells; the best first.
+fn helpers(plan: &Plan, request: &Request, kernel_types: &Btf) -> Result<(bool, bool), String> {
+    /// The kernel says the same every time.
+    static KNOWN: OnceLock<(bool, bool)> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
+    let mut plan = plan.clone();
     let mut refusal = String::new();
-    for (cookie_helper, task_helper) in [(true, true), (false, true), (false, false)] {
-        plan.cookie_helper = cookie_helper;
-        plan.task_helper = task_helper;
-        let mut ebpf = load_maps(&plan, request, Some(&kernel_types))?;
-        match load_btf(&mut ebpf, &kernel_types) {
-            Ok(()) => {
-                plan.missing.extend(missing_cookies(cookie_helper));
-                return watch(plan, request, ebpf, &kernel_types);
-            }
+    for helpers in [(true, true), (false, true), (false, false)] {
+        (plan.cookie_helper, plan.task_helper) = helpers;
+        let mut ebpf = load_maps(&plan, request, Some(kernel_types))?;
+        match load_btf(&mut ebpf, kernel_types) {
+            Ok(()) => return Ok(*KNOWN.get_or_init(|| helpers)),
             Err(error) => refusal = reason(&error),
         }
     }
@@ -332,13 +340,8 @@ fn in_place(mut plan: Plan, request: &Request, mut ebpf: Ebpf, kernel_types: &Bt
     Attached::now(plan, ebpf, existing)
 }
 
-/// Attaches the tracepoint program that is loaded, with the best of the observers of minisockets that were asked for.
-fn watch(
-    mut plan: Plan,
-    request: &Request,
-    mut ebpf: Ebpf,
-    kernel_types: &Btf,
-) -> Result<Attached, String> {
+/// Attaches the BTF tracepoint with the best of the observers of minisockets that were asked for.
+fn watch(mut plan: Plan, request: &Request, kernel_types: &Btf) -> Result<Attached, String> {
     let observers = request.timewait.candidates();
     if !observers.is_empty() {
         plan.callers = callers();
@@ -377,11 +380,13 @@ fn watch(
             loses: "the life of TIME_WAIT".to_owned(),
         });
     }
+    let mut ebpf = load_maps(&plan, request, Some(kernel_types))?;
+    load_btf(&mut ebpf, kernel_types).map_err(|error| reason(&error))?;
     attach_btf(&mut ebpf).map_err(|error| reason(&error))?;
     Ok(in_place(plan, request, ebpf, kernel_types))
 }
 
-/// Loads everything anew, since what is handed over differs, and attaches it.
+/// Loads and attaches everything; what is handed over depends on the observer.
 fn try_observer(
     plan: &Plan,
     observer: TimeWaitHook,

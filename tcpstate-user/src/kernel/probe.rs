@@ -61,41 +61,21 @@ pub struct ObserverReport {
 /// Loads and attaches each hook by itself, and removes it again.
 #[must_use]
 pub fn run() -> Report {
-    let mut chosen = None;
-    let mut missing = Vec::new();
-    let mut timewait = None;
+    let mut chosen: Option<Plan> = None;
     let mut hooks = Vec::new();
     for hook in Hook::ALL {
-        let reason = match attach(hook, TimeWaitRequest::Auto) {
-            Ok(plan) => {
-                if chosen.is_none() {
-                    chosen = Some(hook);
-                    missing = plan.missing;
-                    timewait = plan.timewait;
-                }
-                None
-            }
-            Err(why) => Some(why),
-        };
+        let outcome = attach(hook, TimeWaitRequest::Auto);
         hooks.push(HookReport {
             hook,
-            works: reason.is_none(),
-            reason,
+            works: outcome.is_ok(),
+            reason: outcome.as_ref().err().cloned(),
             loses: hook.loses(),
         });
+        chosen = chosen.or(outcome.ok());
     }
     let timewait_observers = TimeWaitHook::ALL
         .into_iter()
-        .map(|observer| {
-            let outcome = attach(Hook::BtfTracepoint, TimeWaitRequest::Only(observer));
-            ObserverReport {
-                observer,
-                works: outcome.is_ok(),
-                reason: outcome.err(),
-                costs: observer.costs(),
-                cannot_see: observer.cannot_see(),
-            }
-        })
+        .map(|observer| observer_report(observer, chosen.as_ref()))
         .collect();
     Report {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(
@@ -104,10 +84,30 @@ pub fn run() -> Report {
         ),
         missing_capabilities: capability::missing(),
         hooks,
-        chosen,
-        timewait,
+        chosen: chosen.as_ref().map(|plan| plan.hook),
+        timewait: chosen.as_ref().and_then(|plan| plan.timewait),
         timewait_observers,
-        missing,
+        missing: chosen.map_or_else(Vec::new, |plan| plan.missing),
+    }
+}
+
+/// What choosing the plan has not told yet, is tried.
+fn observer_report(observer: TimeWaitHook, chosen: Option<&Plan>) -> ObserverReport {
+    let refused = chosen.and_then(|plan| {
+        let mut refused = plan.refused.iter();
+        refused.find(|(refused, _)| *refused == observer)
+    });
+    let reason = match refused {
+        Some((_, why)) => Some(why.clone()),
+        None if chosen.is_some_and(|plan| plan.timewait == Some(observer)) => None,
+        None => attach(Hook::BtfTracepoint, TimeWaitRequest::Only(observer)).err(),
+    };
+    ObserverReport {
+        observer,
+        works: reason.is_none(),
+        reason,
+        costs: observer.costs(),
+        cannot_see: observer.cannot_see(),
     }
 }
 

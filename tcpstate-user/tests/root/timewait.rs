@@ -14,8 +14,8 @@ use std::{
 use serde_json::Value;
 
 use crate::support::{
-    Printed, Tool, for_each_observer, nobody_starts, observers, own_netns, port, start, steps,
-    sysctl, text,
+    Printed, Tool, for_each_observer, nobody_starts, observers, own_netns, port, probe, skipped,
+    start, steps, sysctl, text,
 };
 
 /// A connection to a listener on this port; the listener ends with it.
@@ -73,6 +73,8 @@ fn assert_ended(printed: &Printed, port: u16, old: &str, reason: &str) {
         Some((format!("{old}->close"), Some(reason.to_owned()))),
         "{life:?}"
     );
+    let lines = printed.of_port(port);
+    assert_eq!(lines.last().expect("the end")["known_by"], "kernel");
 }
 
 /// Waits until the namespace of this thread has no minisocket on this port.
@@ -231,19 +233,27 @@ fn fin_wait2_of_the_minisocket_lasts_until_the_fin_comes() {
         |observer| {
             let tool = Tool::timewait(observer);
             let listener = listener();
+            let (prompt, prompt_port) = half_close(connect(&listener));
+            thread::sleep(Duration::from_millis(300));
+            drop(prompt);
             let (server, client_port) = half_close(connect(&listener));
             thread::sleep(Duration::from_millis(3500));
             drop(server);
             thread::sleep(Duration::from_millis(300));
             let printed = tool.stop();
-            let life = life(&printed, client_port);
-            assert_eq!(
-                life,
-                [
-                    ("fin_wait2->fin_wait2".into(), None),
-                    ("fin_wait2->time_wait".into(), None)
-                ]
-            );
+            let born = ("fin_wait2->fin_wait2".to_owned(), None);
+            let fin = ("fin_wait2->time_wait".to_owned(), None);
+            assert_eq!(life(&printed, client_port), [born.clone(), fin.clone()]);
+            // Timers are silent if the FIN comes within two seconds.
+            let prompt = life(&printed, prompt_port);
+            if observer == "timer" {
+                assert!(
+                    prompt == [born.clone()] || prompt == [born, fin],
+                    "{prompt:?}"
+                );
+            } else {
+                assert_eq!(prompt, [born, fin]);
+            }
             let lines = printed.of_port(client_port);
             let fin = lines.last().expect("the FIN");
             assert!(fin["seconds"].as_f64().expect("a time") >= 3.4, "{fin}");
@@ -499,4 +509,32 @@ fn every_minisocket_is_counted_as_the_kernel_counts() {
             assert_eq!(printed.summary()["loss"]["ring_full"], 0);
         },
     );
+}
+
+#[test]
+fn an_observer_that_does_not_work_is_an_error_that_says_why() {
+    if skipped("an_observer_that_does_not_work_is_an_error_that_says_why") {
+        return;
+    }
+    let report = probe();
+    let all = report["timewait_observers"].as_array().expect("a list");
+    let best = all.iter().find(|report| report["works"] == true);
+    assert_eq!(
+        report["timewait"],
+        best.map_or(Value::Null, |report| report["observer"].clone())
+    );
+    for observer in all {
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
+        let word = text(&observer["observer"]);
+        tool.args(["trace", "-j", "--duration", "0.1", "--timewait", word]);
+        tool.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = start(&mut tool).wait_with_output().expect("it ends");
+        let messages = String::from_utf8_lossy(&output.stderr);
+        if observer["works"] == true {
+            assert_ne!(output.status.code(), Some(2), "{messages}");
+        } else {
+            assert_eq!(output.status.code(), Some(2), "{messages}");
+            assert!(messages.contains(text(&observer["reason"])), "{messages}");
+        }
+    }
 }
