@@ -4,8 +4,14 @@
 #![expect(clippy::expect_used, reason = "a test stops where its set-up fails")]
 #![expect(clippy::panic, reason = "a test stops where its set-up fails")]
 
+mod churn;
+mod closes;
 mod filters;
 mod hostile;
+mod opens;
+mod peer;
+mod recording;
+mod segments;
 mod support;
 mod timewait;
 mod trace;
