@@ -9,4 +9,5 @@ mod gate;
 mod lifecycle;
 mod output;
 mod records;
+mod replay;
 mod timewait;

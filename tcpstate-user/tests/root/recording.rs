@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sched::{CloneFlags, unshare};
 use tcpstate_common::record::{TimeWaitRecord, TransitionRecord, flags};
 use tcpstate_user::{
     clock,
@@ -71,6 +72,8 @@ pub fn record(name: &'static str) -> Option<Recording> {
 }
 
 fn read(attached: Attached, over: &AtomicBool) -> Recorded {
+    // A thread in the test's namespace would keep it alive.
+    unshare(CloneFlags::CLONE_NEWNET).expect("another network namespace");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -181,15 +184,12 @@ impl Disguise {
     }
 
     fn record(&mut self, bytes: &[u8]) -> Vec<u8> {
-        match Event::decode(bytes).expect("a record") {
-            Event::Transition(_) => {
-                let record = TransitionRecord::read_from_bytes(bytes).expect("its size");
-                self.transition(record).as_bytes().to_vec()
-            }
-            Event::TimeWait(_) => {
-                let record = TimeWaitRecord::read_from_bytes(bytes).expect("its size");
-                self.timewait(record).as_bytes().to_vec()
-            }
+        if let Event::Transition(_) = Event::decode(bytes).expect("a record") {
+            let record = TransitionRecord::read_from_bytes(bytes).expect("its size");
+            self.transition(record).as_bytes().to_vec()
+        } else {
+            let record = TimeWaitRecord::read_from_bytes(bytes).expect("its size");
+            self.timewait(record).as_bytes().to_vec()
         }
     }
 
