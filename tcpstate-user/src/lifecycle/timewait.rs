@@ -63,6 +63,8 @@ struct Life {
     bound: Bound,
     /// When the timer was last started, as far as we saw.
     armed: u64,
+    /// When it was due then, in ticks: the low bits, which a silent start changes (by less than 65 s).
+    due: u16,
     uid: Option<u32>,
     cgroup: Option<u64>,
     owner: Option<Process>,
@@ -89,6 +91,8 @@ pub(super) struct MiniSockets {
     callers: Callers,
     tick: u64,
     limit: usize,
+    /// When something was lost last, if anything was.
+    pub(super) lost: Option<u64>,
     pub(super) forgotten: u64,
 }
 
@@ -102,6 +106,7 @@ impl MiniSockets {
             callers,
             tick,
             limit,
+            lost: None,
             forgotten: 0,
         }
     }
@@ -112,6 +117,11 @@ impl MiniSockets {
 
     /// The minisocket that takes over from a full socket which closes.
     pub(super) fn born_of(&mut self, event: &TransitionEvent) -> Option<Born> {
+        use TcpState::{Closing, FinWait1, FinWait2};
+        // Only an active close comes there (`tcp_time_wait`): after a loss a restart may have been taken for a birth.
+        if !matches!(event.old, FinWait1 | FinWait2 | Closing) {
+            return None;
+        }
         let address = self.born.remove(&event.cookie?)?;
         let life = self
             .lives
@@ -138,6 +148,8 @@ impl MiniSockets {
             life.owner = owner;
             if let Some((entered, bound)) = fin_wait2 {
                 (life.entered, life.bound) = (entered, bound);
+            } else if born.state == TcpState::TimeWait {
+                life.bound = Bound::Exact;
             }
         }
     }
@@ -151,13 +163,14 @@ impl MiniSockets {
     ) {
         // Nothing comes between a cancellation and what belongs to it, on one CPU. The address alone does not say that it
         // belongs to it: the next minisocket of this CPU often gets the place of the one just freed.
-        if let Some(before) = self.cancelled.remove(&event.cpu)
-            && (before.minisocket, before.cookie) != (event.minisocket, event.cookie)
-        {
-            self.end_early(&before, unseen, out);
+        let mut before = self.cancelled.remove(&event.cpu);
+        if let Some(other) = before.take_if(|before| {
+            (before.minisocket, before.cookie) != (event.minisocket, event.cookie)
+        }) {
+            self.end_early(&other, unseen, out);
         }
         match event.step {
-            TimerStep::Armed => self.armed(&event, out),
+            TimerStep::Armed => self.armed(&event, before.as_ref(), out),
             TimerStep::Cancelled => {
                 self.cancelled.insert(event.cpu, event);
             }
@@ -188,17 +201,39 @@ impl MiniSockets {
         }
     }
 
-    fn armed(&mut self, event: &TimeWaitEvent, out: &mut impl FnMut(Transition)) {
+    /// `off` is what the timer was when it was taken off just before.
+    fn armed(
+        &mut self,
+        event: &TimeWaitEvent,
+        off: Option<&TimeWaitEvent>,
+        out: &mut impl FnMut(Transition),
+    ) {
+        // A FIN that came before, and told nothing?
+        let fin = off.map(|off| (low_bits(off.due), self.started(off)));
         let known = self
             .lives
             .get_mut(&event.minisocket)
             .filter(|life| life.cookie == event.cookie);
         let Some(life) = known else {
-            self.born(event);
+            if off.is_some() {
+                // Started again, and older than what we know.
+                self.insert(event, Bound::AtLeast);
+            } else {
+                self.born(event);
+            }
             return;
         };
-        let before = *life;
-        life.armed = event.time;
+        let mut before = *life;
+        let lost = self.lost.is_some_and(|lost| lost >= before.armed);
+        let fin = fin.filter(|(due, _)| *due != before.due);
+        if (fin.is_some() || lost)
+            && (before.state, event.substate) == (TcpState::FinWait2, TcpState::TimeWait)
+        {
+            let started = fin.map_or(event.time, |(_, started)| started.min(event.time));
+            before.start_unseen(event, started, out);
+            *life = before;
+        }
+        (life.armed, life.due) = (event.time, low_bits(event.due));
         let phase = Phase::between(before.entered, event.time, before.bound);
         let reason = if before.state == event.substate {
             Some(Reason::Restarted)
@@ -210,19 +245,41 @@ impl MiniSockets {
         out(before.transition(event, event.time, event.substate, phase, reason));
     }
 
+    /// When TIME_WAIT was started last, exact to a tick: it takes 60 s, unless the timer wheel is late.
+    fn started(&self, event: &TimeWaitEvent) -> u64 {
+        let started_ticks = event
+            .due
+            .saturating_sub(TIME_WAIT_NANOSECONDS / self.tick.max(1));
+        let ago = event
+            .ticks
+            .saturating_sub(started_ticks)
+            .saturating_mul(self.tick);
+        event.time.saturating_sub(ago)
+    }
+
     fn born(&mut self, event: &TimeWaitEvent) {
-        if self.lives.len() >= self.limit {
-            self.lives.swap_remove_index(0);
-            self.forgotten += 1;
-        }
         if self.born.len() >= self.limit {
             self.born.clear();
         }
         if let Some(cookie) = event.cookie {
             self.born.insert(cookie, event.minisocket);
         }
+        // In FIN_WAIT2 it goes on with that of the full socket; and after a loss it may not be born now but started again. The
+        // full socket's last event tells, if it comes.
+        let bound = match event.substate {
+            TcpState::TimeWait if self.lost.is_none() => Bound::Exact,
+            _ => Bound::AtLeast,
+        };
+        self.insert(event, bound);
+    }
+
+    fn insert(&mut self, event: &TimeWaitEvent, bound: Bound) {
+        if self.lives.len() >= self.limit {
+            self.lives.swap_remove_index(0);
+            self.forgotten += 1;
+        }
         self.lives
-            .insert(event.minisocket, Life::new(event, event.time, Bound::Exact));
+            .insert(event.minisocket, Life::new(event, event.time, bound));
     }
 
     fn end_early(
@@ -240,7 +297,20 @@ impl MiniSockets {
             (Some(Caller::Purge), _) => Reason::NamespaceGone,
             (None, _) => Reason::Unknown,
         };
-        self.end(event, reason, unseen, out);
+        if self.lost.is_none_or(|lost| lost < event.time) {
+            self.end(event, reason, unseen, out);
+            return;
+        }
+        // What followed may be lost: then it was started again, and lives.
+        let known = self.lives.swap_remove(&event.minisocket);
+        let life = known
+            .filter(|life| life.cookie == event.cookie)
+            .unwrap_or_else(|| Life::new(event, event.time, Bound::Unknown));
+        let unknown = Some(Reason::Unknown);
+        out(Transition {
+            damaged: true,
+            ..life.transition(event, event.time, TcpState::Close, Phase::UNKNOWN, unknown)
+        });
     }
 
     fn end(
@@ -254,6 +324,8 @@ impl MiniSockets {
             .lives
             .swap_remove(&event.minisocket)
             .filter(|life| life.cookie == event.cookie);
+        // One that is not known may have been forgotten.
+        let unseen = unseen.filter(|_| self.forgotten == 0);
         let mut life = known.unwrap_or_else(|| match unseen {
             Some(start) => Life::new(event, start, Bound::AtLeast),
             None => Life::new(event, event.time, Bound::Unknown),
@@ -262,7 +334,10 @@ impl MiniSockets {
             self.silent_start(&mut life, event, known.is_some(), out);
         }
         let phase = Phase::between(life.entered, event.time, life.bound);
-        out(life.transition(event, event.time, TcpState::Close, phase, Some(reason)));
+        out(Transition {
+            damaged: known.is_none() && unseen.is_none(),
+            ..life.transition(event, event.time, TcpState::Close, phase, Some(reason))
+        });
     }
 
     /// mod_timer() tells nothing when the new time falls into the same bucket of the timer wheel (about two seconds wide),
@@ -275,30 +350,23 @@ impl MiniSockets {
         known: bool,
         out: &mut impl FnMut(Transition),
     ) {
-        let started_ticks = event
-            .due
-            .saturating_sub(TIME_WAIT_NANOSECONDS / self.tick.max(1));
-        let ago = event
-            .ticks
-            .saturating_sub(started_ticks)
-            .saturating_mul(self.tick);
-        let started = event.time.saturating_sub(ago);
+        let started = self.started(event);
         if life.state == TcpState::FinWait2 {
-            let started = started.max(life.armed);
-            let phase = Phase::between(life.entered, started, life.bound);
-            out(life.transition(event, started, TcpState::TimeWait, phase, None));
-            life.state = TcpState::TimeWait;
-            (life.entered, life.bound) = (started, Bound::Exact);
+            life.start_unseen(event, started, out);
         } else if known && started > life.armed.saturating_add(2 * self.tick) {
             let phase = Phase::between(life.entered, started, life.bound);
             let again = Some(Reason::Restarted);
             out(life.transition(event, started, TcpState::TimeWait, phase, again));
-        } else if !known && started < event.time {
+        } else if !known && life.bound != Bound::Unknown && started < event.time {
             // It was in TIME_WAIT at least since it was last started, also if that was before we looked.
             life.entered = life.entered.min(started);
             life.bound = Bound::AtLeast;
         }
     }
+}
+
+fn low_bits(due: u64) -> u16 {
+    u16::try_from(due & u64::from(u16::MAX)).unwrap_or_default()
 }
 
 impl Life {
@@ -309,10 +377,28 @@ impl Life {
             entered,
             bound,
             armed: event.time,
+            due: low_bits(event.due),
             uid: None,
             cgroup: None,
             owner: None,
         }
+    }
+
+    /// TIME_WAIT was started last then, and nobody knows how often before: the FIN came then at the latest.
+    fn start_unseen(
+        &mut self,
+        event: &TimeWaitEvent,
+        started: u64,
+        out: &mut impl FnMut(Transition),
+    ) {
+        let started = started.max(self.armed);
+        let bound = match self.bound {
+            Bound::Exact => Bound::AtMost,
+            _ => Bound::Unknown,
+        };
+        let phase = Phase::between(self.entered, started, bound);
+        out(self.transition(event, started, TcpState::TimeWait, phase, None));
+        (self.state, self.entered, self.bound) = (TcpState::TimeWait, started, Bound::AtLeast);
     }
 
     fn transition(

@@ -8,6 +8,8 @@ mod decode;
 mod gate;
 mod lifecycle;
 mod output;
+mod properties;
 mod records;
 mod replay;
+mod story;
 mod timewait;

@@ -204,7 +204,7 @@ fn recordings_say_what_they_said() {
         .filter(|path| path.extension().is_some_and(|extension| extension == "bin"))
         .collect();
     paths.sort();
-    assert!(paths.len() >= 18, "{paths:?}");
+    assert!(paths.len() >= 21, "{paths:?}");
     for path in paths {
         let name = path.file_stem().expect("a name").to_string_lossy();
         let text = Recording::read(&path).replay();

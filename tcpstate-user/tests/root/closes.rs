@@ -9,15 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use etherparse::icmpv4::DestUnreachableHeader;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
 use crate::{
     opens::states_of,
-    peer::{ACK, FIN, PSH, Peer, SYN, Segment, Wire, close, connecting, established, listener},
+    peer::{Peer, close, connecting, established, listener, reconnect},
     recording::record,
     segments::{connection, connections},
-    support::{Tool, lacks_timewait, nobody_starts, own_netns, port, skipped, steps, sysctl},
+    support::{Tool, lacks_timewait, nobody_starts, own_netns, port, skipped, steps, sysctl, text},
+    timewait::wait_until_gone,
+    wire::{ACK, FIN, PSH, RST, SYN, Segment, Wire},
 };
 
 fn left_out(test: &str) -> bool {
@@ -184,6 +187,54 @@ fn a_half_close_lasts_as_long_as_it_does() {
     assert_eq!(passive["bytes_acked"], 4 + 2, "SYN and FIN count");
 }
 
+/// After shutdown() the application still has the socket, and connects it again while its TIME_WAIT runs.
+#[test]
+fn time_wait_goes_on_without_its_socket() {
+    if left_out("time_wait_goes_on_without_its_socket") {
+        return;
+    }
+    own_netns();
+    let wire = Wire::new();
+    let _recording = record("socket_used_again");
+    let conns = connections();
+    let (socket, mut first) = established(&wire, 80);
+    let before = port(socket.local_addr());
+    socket.shutdown(Shutdown::Write).expect("a half-close");
+    first.expect(FIN | ACK);
+    first.send(FIN | ACK, b"");
+    first.expect_acknowledgement();
+    reconnect(&socket, 81);
+    let second = Peer::accept(&wire, 81);
+    let after = port(socket.local_addr());
+    first.send_as_it_is(&first.next(RST));
+    wait_until_gone(before);
+    second.send_as_it_is(&second.next(RST));
+    thread::sleep(Duration::from_millis(100));
+    let conns = conns.stop();
+    drop(socket);
+    assert_ne!(before, after);
+    let (before, after) = (connection(&conns, before), connection(&conns, after));
+    assert_eq!(before["cookie"], after["cookie"], "one socket");
+    for life in [&before, &after] {
+        assert_eq!(life["opened"], "active", "{life}");
+        assert_eq!(life["bounds"], json!({}));
+    }
+    assert!(text(&before["start"]) < text(&after["start"]));
+    assert!(text(&before["end"]) < text(&after["end"]));
+    assert_eq!(
+        (&before["how"], &before["time_wait"]["end"]),
+        (&"fin".into(), &"rst".into())
+    );
+    assert_eq!(
+        (&after["how"], &after["time_wait"]),
+        (&"rst_received".into(), &Value::Null)
+    );
+    assert!(
+        after["states"]["established"].as_f64() > Some(0.3),
+        "{after}"
+    );
+}
+
 #[test]
 fn a_peer_that_falls_silent_is_a_timeout() {
     if left_out("a_peer_that_falls_silent_is_a_timeout") {
@@ -205,7 +256,7 @@ fn a_peer_that_falls_silent_is_a_timeout() {
         socket.write_all(b"is anybody there?").expect("sent");
         let data = peer.expect_data();
         if unreachable {
-            peer.unreachable(&data);
+            wire.unreachable(&data, DestUnreachableHeader::Host);
         }
         let local = port(socket.local_addr());
         assert_eq!(failure(socket), Some(error));

@@ -15,3 +15,4 @@ mod segments;
 mod support;
 mod timewait;
 mod trace;
+mod wire;

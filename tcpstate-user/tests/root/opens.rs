@@ -12,10 +12,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
 
 use crate::{
-    peer::{ACK, Peer, RST, SYN, Wire, connecting},
+    peer::{Peer, connecting},
     recording::record,
     segments::{connection, connections},
     support::{Tool, nobody_starts, own_netns, port, skipped, steps},
+    wire::{ACK, RST, SYN, Wire},
 };
 
 /// The states of the full sockets with this local port, as the namespace's list has them.
