@@ -190,6 +190,9 @@ pub struct Connection {
 #[derive(Debug)]
 pub struct Connections {
     open: IndexMap<u64, Connection, FxBuildHasher>,
+    /// TIME_WAITs whose socket was connected again meanwhile: after shutdown() the application still has it, and the next
+    /// connection has the same cookie, but other ends.
+    left: IndexMap<(u64, Endpoint, Endpoint), Connection, FxBuildHasher>,
     limit: usize,
     forgotten: u64,
 }
@@ -200,6 +203,7 @@ impl Connections {
     pub fn new(limit: usize) -> Self {
         Self {
             open: IndexMap::default(),
+            left: IndexMap::default(),
             limit: limit.max(1),
             forgotten: 0,
         }
@@ -218,9 +222,24 @@ impl Connections {
             return None;
         }
         let id = transition.connection;
-        if event.is_birth() {
-            // The socket is used again: the life before has ended unseen.
-            self.open.swap_remove(&id);
+        if event.is_birth()
+            && let Some(before) = self.open.swap_remove(&id)
+            && before.time_wait.is_some()
+        {
+            // The socket is used again, but the minisocket goes on. Any other life before has ended unseen.
+            self.leave(before);
+        }
+        let minisocket = (id, event.local, event.remote);
+        if event.old == TcpState::TimeWait
+            && let Some(left) = self.left.get_mut(&minisocket)
+        {
+            left.take(transition);
+            if event.new != TcpState::Close {
+                return None;
+            }
+            let mut ended = self.left.swap_remove(&minisocket)?;
+            ended.end = Some(event.time);
+            return Some(ended);
         }
         self.make_room(id);
         let connection = self
@@ -234,6 +253,15 @@ impl Connections {
             return Some(ended);
         }
         None
+    }
+
+    fn leave(&mut self, connection: Connection) {
+        if self.left.len() >= self.limit {
+            self.left.swap_remove_index(0);
+            self.forgotten += 1;
+        }
+        let minisocket = (connection.connection, connection.local, connection.remote);
+        self.left.insert(minisocket, connection);
     }
 
     /// Takes a connection that was there before.
@@ -256,6 +284,7 @@ impl Connections {
     pub fn finish(&mut self, now: u64) -> impl Iterator<Item = Connection> {
         std::mem::take(&mut self.open)
             .into_values()
+            .chain(std::mem::take(&mut self.left).into_values())
             .map(move |mut connection| {
                 connection.so_far(now);
                 if let Some(time_wait) = &mut connection.time_wait

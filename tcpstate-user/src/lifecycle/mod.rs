@@ -162,6 +162,7 @@ impl Lifecycle {
     /// its life from now on may have begun unseen, and one not heard of since then may have changed unseen.
     pub fn events_lost(&mut self, at: u64) {
         self.lost = Some(self.lost.map_or(at, |before| before.max(at)));
+        self.minisockets.lost = self.lost;
     }
 
     /// Whether the path of this cgroup is known.
@@ -207,6 +208,7 @@ impl Lifecycle {
         let Self {
             minisockets,
             cgroups,
+            counts,
             start,
             lost,
             ended,
@@ -216,6 +218,8 @@ impl Lifecycle {
         let unseen = lost.is_none().then_some(*start);
         minisockets.settle(now, unseen, &mut |transition| {
             note_end(ended, &transition, *limit);
+            counts.transitions += 1;
+            counts.damaged += u64::from(transition.damaged);
             out(named(cgroups, transition));
         });
     }
@@ -235,6 +239,7 @@ impl Lifecycle {
         minisockets.event(event, unseen, &mut |transition| {
             note_end(ended, &transition, *limit);
             counts.transitions += 1;
+            counts.damaged += u64::from(transition.damaged);
             out(named(cgroups, transition));
         });
     }
@@ -428,6 +433,8 @@ impl Connection {
                     .saturating_sub(phase.nanoseconds().unwrap_or_default()),
                 phase.bound(),
             ),
+            // Since when it is in this state is not known, but it is.
+            _ if event.old == event.new => (event.time, Bound::AtLeast),
             _ => (event.time, Bound::Exact),
         };
         Self {

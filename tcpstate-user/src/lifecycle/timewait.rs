@@ -32,6 +32,8 @@ struct Life {
     entered: u64,
     /// When the timer was last started, as far as we saw.
     armed: u64,
+    /// When it was due then, in ticks: the low bits, which a silent start changes (by less than 65 s).
+    due: u16,
     cgroup: Option<NonZeroU64>,
     owner: Option<Process>,
     /// `u32::MAX` if not known.
@@ -84,6 +86,8 @@ pub(super) struct MiniSockets {
     callers: Callers,
     tick: u64,
     limit: usize,
+    /// When something was lost last, if anything was.
+    pub(super) lost: Option<u64>,
     pub(super) forgotten: u64,
 }
 
@@ -100,6 +104,7 @@ impl MiniSockets {
             callers,
             tick,
             limit,
+            lost: None,
             forgotten: 0,
         }
     }
@@ -110,6 +115,11 @@ impl MiniSockets {
 
     /// The minisocket that takes over from a full socket which closes.
     pub(super) fn born_of(&mut self, event: &TransitionEvent) -> Option<Born> {
+        use TcpState::{FinWait1, FinWait2};
+        // Only an active close comes there (`tcp_time_wait`): after a loss a restart may have been taken for a birth.
+        if !matches!(event.old, FinWait1 | FinWait2 | TcpState::Closing) {
+            return None;
+        }
         let address = self.born.remove(&Closing::of(event))?;
         let life = self
             .lives
@@ -154,6 +164,8 @@ impl MiniSockets {
             life.owner = owner;
             if let Some((entered, bound)) = fin_wait2 {
                 (life.entered, life.bound) = (entered, bound);
+            } else if born.state == TcpState::TimeWait {
+                life.bound = Bound::Exact;
             }
         }
     }
@@ -167,17 +179,18 @@ impl MiniSockets {
     ) {
         // Nothing comes between a cancellation and what belongs to it, on one CPU. The address alone does not say that it
         // belongs to it: the next minisocket of this CPU often gets the place of the one just freed.
-        let before = self.cancelled.remove(&event.cpu);
-        let same = |before: &TimeWaitEvent| {
-            (before.minisocket, before.cookie) == (event.minisocket, event.cookie)
-        };
-        let again = before.as_ref().is_some_and(same);
-        if let Some(before) = before.filter(|_| !again) {
-            self.end_early(&before, unseen, out);
+        let mut before = self.cancelled.remove(&event.cpu);
+        if let Some(other) = before.take_if(|before| {
+            (before.minisocket, before.cookie) != (event.minisocket, event.cookie)
+        }) {
+            self.end_early(&other, unseen, out);
         }
         match event.step {
-            TimeWaitStep::Armed if !again => self.armed(&event, out),
-            TimeWaitStep::Armed | TimeWaitStep::Restarted => self.armed_again(&event, out),
+            // Timers do not tell a birth from a start whose cancellation was lost.
+            TimeWaitStep::Armed if before.is_none() && !self.knows(&event) => self.born(&event),
+            TimeWaitStep::Armed | TimeWaitStep::Restarted => {
+                self.armed_again(&event, before.as_ref(), out);
+            }
             TimeWaitStep::Cancelled => {
                 self.cancelled.insert(event.cpu, event);
             }
@@ -241,6 +254,7 @@ impl MiniSockets {
         if event.substate == TcpState::TimeWait {
             self.started_last(&mut life, event, true, true, out);
             life.armed = life.armed.max(self.started(event));
+            life.due = low_bits(event.due);
             self.lives.insert(event.minisocket, life);
         }
         true
@@ -330,16 +344,15 @@ impl MiniSockets {
             .is_some_and(|life| life.is(event.cookie))
     }
 
-    /// The timer tracepoints do not tell a birth from a start whose cancellation was lost.
-    fn armed(&mut self, event: &TimeWaitEvent, out: &mut impl FnMut(Transition)) {
-        if self.knows(event) {
-            self.armed_again(event, out);
-        } else {
-            self.born(event);
-        }
-    }
-
-    fn armed_again(&mut self, event: &TimeWaitEvent, out: &mut impl FnMut(Transition)) {
+    /// `off` is what the timer was when it was taken off just before, where that is told.
+    fn armed_again(
+        &mut self,
+        event: &TimeWaitEvent,
+        off: Option<&TimeWaitEvent>,
+        out: &mut impl FnMut(Transition),
+    ) {
+        // A FIN that came before, and told nothing?
+        let fin = off.map(|off| (low_bits(off.due), self.started(off)));
         if !self.knows(event) {
             if !self.has_ended(event) {
                 // Older than the run. It may have been in this state already.
@@ -351,8 +364,17 @@ impl MiniSockets {
         let Some(life) = self.lives.get_mut(&event.minisocket) else {
             return;
         };
-        let before = *life;
-        life.armed = event.time;
+        let mut before = *life;
+        let lost = self.lost.is_some_and(|lost| lost >= before.armed);
+        let fin = fin.filter(|(due, _)| *due != before.due);
+        if (fin.is_some() || lost)
+            && (before.state, event.substate) == (TcpState::FinWait2, TcpState::TimeWait)
+        {
+            let started = fin.map_or(event.time, |(_, started)| started.min(event.time));
+            before.start_unseen(event, started, out);
+            *life = before;
+        }
+        (life.armed, life.due) = (event.time, low_bits(event.due));
         let phase = Phase::between(before.entered, event.time, before.bound);
         let why = if before.state == event.substate {
             Some((Reason::Restarted, KnownBy::Kernel))
@@ -369,7 +391,14 @@ impl MiniSockets {
         if let Some(cookie) = event.cookie {
             self.born.insert(Closing::Cookie(cookie), event.minisocket);
         }
-        let life = self.life(event, event.time, Bound::Exact);
+        // In FIN_WAIT2 it goes on with that of the full socket; and after a loss timers may tell not a birth but that it was
+        // started again. The full socket's last event tells, if it comes.
+        let sure = event.step == TimeWaitStep::Born || self.lost.is_none();
+        let bound = match event.substate {
+            TcpState::TimeWait if sure => Bound::Exact,
+            _ => Bound::AtLeast,
+        };
+        let life = self.life(event, event.time, bound);
         self.insert(event.minisocket, life);
     }
 
@@ -416,7 +445,21 @@ impl MiniSockets {
             Reason::Unknown => KnownBy::Inferred,
             _ => KnownBy::Kernel,
         };
-        self.end(event, (reason, known_by), unseen, out);
+        let told = event.step == TimeWaitStep::Ended;
+        if told || self.lost.is_none_or(|lost| lost < event.time) {
+            self.end(event, (reason, known_by), unseen, out);
+            return;
+        }
+        // What followed may be lost: then it was started again, and lives.
+        let known = self.lives.swap_remove(&event.minisocket);
+        let life = known
+            .filter(|life| life.is(event.cookie))
+            .unwrap_or_else(|| self.life(event, event.time, Bound::Unknown));
+        let why = Some((Reason::Unknown, KnownBy::Inferred));
+        out(Transition {
+            damaged: true,
+            ..life.transition(event, event.time, TcpState::Close, Phase::UNKNOWN, why)
+        });
     }
 
     fn end(
@@ -441,6 +484,8 @@ impl MiniSockets {
             }
             self.ended.push_back((event.minisocket, event.cookie));
         }
+        // One that is not known may have been forgotten.
+        let unseen = unseen.filter(|_| self.forgotten == 0);
         let mut life = known.unwrap_or_else(|| match unseen {
             Some(start) => self.life(event, start, Bound::AtLeast),
             None => self.life(event, event.time, Bound::Unknown),
@@ -451,7 +496,10 @@ impl MiniSockets {
             self.started_last(&mut life, event, known.is_some(), silent, out);
         }
         let phase = Phase::between(life.entered, event.time, life.bound);
-        out(life.transition(event, event.time, TcpState::Close, phase, Some(why)));
+        out(Transition {
+            damaged: known.is_none() && unseen.is_none(),
+            ..life.transition(event, event.time, TcpState::Close, phase, Some(why))
+        });
     }
 
     /// mod_timer() tells nothing when the new time falls into the same bucket of the timer wheel (about two seconds wide),
@@ -466,19 +514,17 @@ impl MiniSockets {
         out: &mut impl FnMut(Transition),
     ) {
         let started = self.started(event);
-        if !known && started < event.time {
-            // It was in TIME_WAIT at least since it was last started, also if that was before we looked.
-            life.entered = life.entered.min(started);
-            life.bound = Bound::AtLeast;
+        if !known {
+            if life.bound != Bound::Unknown && started < event.time {
+                // It was in TIME_WAIT at least since it was last started, also if that was before we looked.
+                life.entered = life.entered.min(started);
+                life.bound = Bound::AtLeast;
+            }
         } else if !silent {
             // Nothing to find.
         } else if life.state == TcpState::FinWait2 {
-            let started = started.max(life.armed);
-            let phase = Phase::between(life.entered, started, life.bound);
-            out(life.transition(event, started, TcpState::TimeWait, phase, None));
-            life.state = TcpState::TimeWait;
-            (life.entered, life.bound) = (started, Bound::Exact);
-        } else if known && started > life.armed.saturating_add(2 * self.tick) {
+            life.start_unseen(event, started, out);
+        } else if started > life.armed.saturating_add(2 * self.tick) {
             let phase = Phase::between(life.entered, started, life.bound);
             let again = Some((Reason::Restarted, KnownBy::Inferred));
             out(life.transition(event, started, TcpState::TimeWait, phase, again));
@@ -493,12 +539,17 @@ fn make_room<T>(map: &mut FxHashMap<Closing, T>, limit: usize) {
     }
 }
 
+fn low_bits(due: u64) -> u16 {
+    u16::try_from(due & u64::from(u16::MAX)).unwrap_or_default()
+}
+
 impl Life {
     fn new(event: &TimeWaitEvent, connection: u64, entered: u64, bound: Bound) -> Self {
         Self {
             connection,
             entered,
             armed: event.time,
+            due: low_bits(event.due),
             cgroup: None,
             owner: None,
             uid: u32::MAX,
@@ -514,6 +565,23 @@ impl Life {
 
     fn cookie(&self) -> Option<u64> {
         Some(self.connection).filter(|connection| *connection < OWN_IDS)
+    }
+
+    /// TIME_WAIT was started last then, and nobody knows how often before: the FIN came then at the latest.
+    fn start_unseen(
+        &mut self,
+        event: &TimeWaitEvent,
+        started: u64,
+        out: &mut impl FnMut(Transition),
+    ) {
+        let started = started.max(self.armed);
+        let bound = match self.bound {
+            Bound::Exact => Bound::AtMost,
+            _ => Bound::Unknown,
+        };
+        let phase = Phase::between(self.entered, started, bound);
+        out(self.transition(event, started, TcpState::TimeWait, phase, None));
+        (self.state, self.entered, self.bound) = (TcpState::TimeWait, started, Bound::AtLeast);
     }
 
     fn transition(

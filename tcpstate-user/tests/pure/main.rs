@@ -10,5 +10,8 @@ mod gate;
 mod lifecycle;
 mod output;
 mod poll;
+mod properties;
 mod records;
+mod replay;
+mod story;
 mod timewait;

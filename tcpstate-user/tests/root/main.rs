@@ -4,11 +4,18 @@
 #![expect(clippy::expect_used, reason = "a test stops where its set-up fails")]
 #![expect(clippy::panic, reason = "a test stops where its set-up fails")]
 
+mod churn;
+mod closes;
 mod existing;
 mod filters;
 mod hostile;
+mod opens;
 mod overflow;
+mod peer;
 mod poll;
+mod recording;
+mod segments;
 mod support;
 mod timewait;
 mod trace;
+mod wire;

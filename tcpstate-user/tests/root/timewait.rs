@@ -13,6 +13,7 @@ use std::{
 
 use serde_json::Value;
 
+use crate::recording::record;
 use crate::support::{
     Printed, Tool, for_each_observer, nobody_starts, observers, own_netns, port, probe, skipped,
     start, steps, sysctl, text,
@@ -52,7 +53,7 @@ pub(crate) fn half_close(pair: Pair) -> (TcpStream, u16) {
 }
 
 /// What the minisocket of this port did: `old->new` and reason.
-fn life(printed: &Printed, port: u16) -> Vec<(String, Option<String>)> {
+pub(crate) fn life(printed: &Printed, port: u16) -> Vec<(String, Option<String>)> {
     let lines: Vec<Value> = printed
         .of_port(port)
         .into_iter()
@@ -65,7 +66,7 @@ fn life(printed: &Printed, port: u16) -> Vec<(String, Option<String>)> {
 }
 
 /// The end of a life: its last line must be `old->close` for this reason.
-fn assert_ended(printed: &Printed, port: u16, old: &str, reason: &str) {
+pub(crate) fn assert_ended(printed: &Printed, port: u16, old: &str, reason: &str) {
     let life = life(printed, port);
     let last = life.last().cloned();
     assert_eq!(
@@ -78,7 +79,7 @@ fn assert_ended(printed: &Printed, port: u16, old: &str, reason: &str) {
 }
 
 /// Waits until the namespace of this thread has no minisocket on this port.
-fn wait_until_gone(port: u16) {
+pub(crate) fn wait_until_gone(port: u16) {
     let deadline = Instant::now() + Duration::from_secs(90);
     while in_the_list(port) {
         assert!(Instant::now() < deadline, "still there");
@@ -89,7 +90,7 @@ fn wait_until_gone(port: u16) {
 }
 
 /// Whether the namespace of this thread lists an actively closing socket with this local port, full or mini.
-fn in_the_list(port: u16) -> bool {
+pub(crate) fn in_the_list(port: u16) -> bool {
     let list = fs::read_to_string("/proc/thread-self/net/tcp").expect("the list of sockets");
     let local = format!(":{port:04X}");
     list.lines().any(|line| {
@@ -131,7 +132,7 @@ fn destroy(port: u16) {
     assert!(ended.expect("ss (iproute2) runs").success());
 }
 
-fn now() -> f64 {
+pub(crate) fn now() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .expect("after 1970")
@@ -139,7 +140,7 @@ fn now() -> f64 {
 }
 
 /// Seconds since 1970 of a line's time.
-fn time_of(line: &Value) -> f64 {
+pub(crate) fn time_of(line: &Value) -> f64 {
     let time: SystemTime = text(&line["time"])
         .parse::<jiff::Timestamp>()
         .expect("RFC 3339")
@@ -152,6 +153,7 @@ fn time_of(line: &Value) -> f64 {
 #[test]
 fn expiry_agrees_with_the_namespaces_own_list() {
     for_each_observer("expiry_agrees_with_the_namespaces_own_list", |observer| {
+        let _recording = record(observer, "expiry");
         let tool = Tool::timewait(observer);
         let late = thread::spawn(destroyed_late);
         let listener = listener();
@@ -231,6 +233,7 @@ fn fin_wait2_of_the_minisocket_lasts_until_the_fin_comes() {
     for_each_observer(
         "fin_wait2_of_the_minisocket_lasts_until_the_fin_comes",
         |observer| {
+            let _recording = record(observer, "late_fin");
             let tool = Tool::timewait(observer);
             let listener = listener();
             let (prompt, prompt_port) = half_close(connect(&listener));
@@ -301,6 +304,7 @@ fn reuse_by_connect() {
         sysctl("net/ipv4/tcp_tw_reuse", "1");
         sysctl("net/ipv4/tcp_timestamps", "1");
         sysctl("net/ipv4/ip_local_port_range", "4500 4500");
+        let _recording = record(observer, "reuse_by_connect");
         let tool = Tool::timewait(observer);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 4600)).expect("a listener");
         let (server, client_port) = half_close(connect(&listener));
@@ -333,6 +337,7 @@ fn reuse_by_connect() {
 #[test]
 fn reuse_by_syn() {
     for_each_observer("reuse_by_syn", |observer| {
+        let _recording = record(observer, "reuse_by_syn");
         let tool = Tool::timewait(observer);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 4700)).expect("a listener");
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 4700));
@@ -367,6 +372,7 @@ fn destroyed_by_an_administrator() {
             eprintln!("SKIPPED destroyed_by_an_administrator: there is no ss (iproute2)");
             return;
         }
+        let _recording = record(observer, "destroyed");
         let tool = Tool::timewait(observer);
         let listener = listener();
         let (server, client_port) = half_close(connect(&listener));
@@ -383,6 +389,7 @@ fn whole_connections_with_everything_the_kernel_counts() {
         "whole_connections_with_everything_the_kernel_counts",
         |observer| {
             sysctl("net/ipv4/tcp_fin_timeout", "1");
+            let _recording = record(observer, "totals");
             let tool = Tool::start(&[
                 "conns",
                 "-j",
@@ -464,14 +471,17 @@ fn a_namespace_takes_its_minisockets_along() {
         let server_port = 4801 + position.expect("one of them");
         let remote = server_port.to_string();
         let tool = Tool::start(&["trace", "-j", "-D", &remote, "--timewait", observer]);
-        let client_port = thread::spawn(move || {
-            let _alone = nobody_starts();
+        let name = observer.to_owned();
+        // The recording is of the other namespace, and goes on when that one is gone.
+        let (client_port, _recording) = thread::spawn(move || {
             own_netns();
+            let recording = record(&name, "namespace_gone");
+            let _alone = nobody_starts();
             let listener =
                 TcpListener::bind((Ipv4Addr::LOCALHOST, server_port)).expect("a listener");
             let (server, client_port) = half_close(connect(&listener));
             drop(server);
-            client_port
+            (client_port, recording)
         })
         .join()
         .expect("the other namespace");
