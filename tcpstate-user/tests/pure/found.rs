@@ -266,5 +266,6 @@ fn a_silent_start_is_told_when_the_minisocket_is_looked_at_again() {
     let line = &lines[0];
     assert_eq!((line.event.old, line.event.new), (FinWait2, TimeWait));
     assert_eq!(line.event.time, START + 40 * MS);
-    assert_eq!(line.phase, Phase::new(40 * MS, Bound::Exact));
+    // It may have come several times.
+    assert_eq!(line.phase, Phase::new(40 * MS, Bound::AtMost));
 }

@@ -139,7 +139,8 @@ fn the_due_time_tells_when_time_wait_began() {
     let line = scene.last();
     assert_eq!((line.event.old, line.event.new), (FinWait2, TimeWait));
     assert_eq!(line.event.time, fin);
-    assert_eq!(line.phase, Phase::new(500 * MS, Bound::Exact));
+    // It may have come several times.
+    assert_eq!(line.phase, Phase::new(500 * MS, Bound::AtMost));
     // The next list says the same: nothing new.
     scene.seen(START + 2 * SECOND, TimeWait, fin + MINUTE);
     assert_eq!(scene.lines.len(), 3);

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use tcpstate_common::state::TcpState::{self, Close};
 use tcpstate_user::{
     analysis::{Connection, Connections},
-    event::{Event, TimerStep},
+    event::{Event, TimeWaitStep},
     filter::{Filter, Gate},
     lifecycle::{Bound, Callers, Lifecycle, Phase, Transition},
 };
@@ -133,9 +133,12 @@ fn spoken_of(story: &Story) -> BTreeMap<u64, BTreeSet<TcpState>> {
         let of = states.entry(sent.connection).or_default();
         match Event::decode(&sent.bytes).expect("a good record") {
             Event::Transition(event) => of.extend([event.old, event.new]),
+            Event::Socket(event) => {
+                of.insert(event.state);
+            }
             Event::TimeWait(event) => {
                 of.insert(event.substate);
-                if event.step != TimerStep::Armed {
+                if event.step != TimeWaitStep::Armed {
                     of.insert(Close);
                 }
             }
@@ -264,6 +267,8 @@ proptest! {
         for row in &view.ended {
             for (state, phase) in TcpState::ALL.into_iter().zip(row.states) {
                 let Some(phase) = phase else { continue };
+                // That one goes on to the end of the last turn.
+                let last = if row.state == Some(state) { last + 3 * TURN } else { last };
                 prop_assert!(spoken_of[&row.connection].contains(&state), "{row:?}");
                 prop_assert!(phase.nanoseconds().is_none_or(|time| time <= last - START), "{row:?}");
             }
