@@ -1,4 +1,4 @@
-//! Views of what happens now: `tcpstate trace` (transitions) and `tcpstate conns` (connections).
+//! Views of what happens now: `tcpstate trace` (transitions), `tcpstate conns` (connections), and the periodic ones.
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use super::{
     Outcome,
     args::{Format, LiveArgs, OutputArgs},
     output,
+    shape::Shape,
     view::{Losses, View},
 };
 use crate::{
@@ -21,7 +22,7 @@ use crate::{
     filter::Filter,
     kernel::{Attached, Cgroups, Hook, Request, Tracer, drop_privileges},
     message::say,
-    sink::{Rows, Summary},
+    sink::Summary,
 };
 
 /// How often the ring buffer is read, whether the kernel wakes us or not.
@@ -33,8 +34,8 @@ const FAREWELL: Duration = Duration::from_secs(10);
 /// After which time we say what we are waiting for.
 const HINT: Duration = Duration::from_secs(1);
 
-/// Runs until a signal, a limit, or a closed pipe. `running` asks for the connections that are left at the end.
-pub fn run(args: &LiveArgs, rows: Rows, running: bool) -> Result<Outcome> {
+/// Runs until a signal, a limit, or a closed pipe.
+pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
     let cgroups = Cgroups::open();
     let filter = args.filter.resolve(&cgroups)?;
     let target = output::open(&args.output)?;
@@ -62,8 +63,13 @@ pub fn run(args: &LiveArgs, rows: Rows, running: bool) -> Result<Outcome> {
                 ));
             }
             let out = target.begin();
-            let sink = output::sink(&args.output, rows, out, Clock::starting(tracer.start()))?;
-            let view = View::new(args, filter, cgroups, sink, &tracer, rows, running);
+            let sink = output::sink(
+                &args.output,
+                shape.rows(),
+                out,
+                Clock::starting(tracer.start()),
+            )?;
+            let view = View::new(args, filter, cgroups, sink, &tracer, shape);
             follow(tracer, view, args).await.map_err(|error| {
                 if error.is::<std::io::Error>() {
                     error.context("the output cannot be written")
@@ -128,7 +134,7 @@ async fn follow(mut tracer: Tracer, mut view: View, args: &LiveArgs) -> Result<O
         view.flush()?;
     }
     finish(&mut tracer, &mut view, &mut losses, &args.output)?;
-    Ok(if view.shown() > 0 || signalled {
+    Ok(if view.found() || signalled {
         Outcome::Done
     } else {
         Outcome::Nothing
@@ -186,7 +192,8 @@ fn finish(
             break;
         }
     }
-    view.settle(u64::MAX)?;
+    // A report that comes now says what was lost.
+    losses.check(tracer, view, clock::monotonic_now())?;
     view.finish(end)?;
     losses.check(tracer, view, clock::monotonic_now())?;
     let counts = view.counts();

@@ -4,9 +4,12 @@ use std::io;
 
 use anyhow::Result;
 
-use super::args::LiveArgs;
+use super::{
+    args::LiveArgs,
+    shape::{Conditions, Periodic, Shape},
+};
 use crate::{
-    analysis::Connections,
+    analysis::{Connections, Report, Reports},
     clock,
     event::{Event, TransitionEvent},
     filter::{Filter, Gate, Unattributed},
@@ -14,8 +17,11 @@ use crate::{
     lifecycle::{Counts, Lifecycle, Transition},
     loss::{Loss, LossKind, LossTotals},
     message::say,
-    sink::{OtherProtocols, Rows, Sink, Summary},
+    sink::{OtherProtocols, Sink, Summary},
 };
+
+/// How long a record may take from its time to where we can read it: that much later all CPUs have written theirs.
+const DELAY: u64 = 50_000_000;
 
 /// From records to rows.
 pub struct View {
@@ -26,6 +32,9 @@ pub struct View {
     cgroups: Cgroups,
     connections: Option<Connections>,
     running: bool,
+    reports: Option<Reports>,
+    /// A report had something to say.
+    counted: bool,
     transitions: Vec<Transition>,
     /// Younger than the losses we know of: it waits until those up to it are known.
     ahead: Option<Event>,
@@ -39,17 +48,30 @@ pub struct View {
 }
 
 impl View {
-    /// Shows rows of this kind through `sink`.
+    /// Shows what is asked for through `sink`.
     pub fn new(
         args: &LiveArgs,
-        filter: Filter,
+        mut filter: Filter,
         cgroups: Cgroups,
         sink: Box<dyn Sink>,
         tracer: &Tracer,
-        rows: Rows,
-        running: bool,
+        shape: Shape,
     ) -> Self {
         let limit = args.max_connections;
+        let connections = match shape {
+            Shape::Connections { .. } => Some(Connections::new(limit)),
+            Shape::Transitions | Shape::Reports(_) => None,
+        };
+        let running = matches!(shape, Shape::Connections { running: true });
+        let mut wanted = args.count;
+        let reports = if let Shape::Reports(periodic) = shape {
+            wanted = periodic.reports;
+            // A view that measures states has to see every transition of a connection.
+            filter.states.clear();
+            Some(reports(periodic, tracer, limit))
+        } else {
+            None
+        };
         Self {
             filter,
             gate: Gate::default(),
@@ -57,13 +79,15 @@ impl View {
                 .with_minisockets(tracer.plan().callers.clone(), clock::tick()),
             sink,
             cgroups,
-            connections: (rows == Rows::Connections).then(|| Connections::new(limit)),
+            connections,
             running,
+            reports,
+            counted: false,
             transitions: Vec::new(),
             ahead: None,
             events: 0,
             shown: 0,
-            wanted: args.count.unwrap_or(u64::MAX),
+            wanted: wanted.unwrap_or(u64::MAX),
             unattributed: 0,
             undecodable: 0,
             unread: 0,
@@ -99,6 +123,9 @@ impl View {
 
     fn event(&mut self, event: Event) -> io::Result<()> {
         self.events += 1;
+        if self.reports.is_some() {
+            self.end_intervals(event.time())?;
+        }
         match event {
             Event::Transition(event) => self.transition(event),
             Event::TimeWait(event) if self.filter.wants_minisocket(&event) => {
@@ -126,7 +153,36 @@ impl View {
 
     /// It is now this late, and everything before has been read.
     pub fn settle(&mut self, now: u64) -> io::Result<()> {
+        let now = match self.reports {
+            Some(_) => now.saturating_sub(DELAY),
+            None => now,
+        };
+        self.end_intervals(now)?;
         self.understand(|lifecycle, out| lifecycle.settle(now, out))
+    }
+
+    /// Reports on every interval that has ended by now.
+    fn end_intervals(&mut self, now: u64) -> io::Result<()> {
+        while !self.is_done()
+            && let Some(reports) = &mut self.reports
+        {
+            let wanted = |transition: &Transition| {
+                let wanted = self.filter.wants(transition);
+                self.unattributed += u64::from(wanted.is_err());
+                wanted.unwrap_or(false)
+            };
+            let Some(report) = reports.next(&mut self.lifecycle, now, wanted) else {
+                break;
+            };
+            self.report(&report)?;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, report: &Report) -> io::Result<()> {
+        self.counted |= report.says_something();
+        self.shown += 1;
+        self.sink.report(report)
     }
 
     /// Shows what the lifecycle makes of something.
@@ -146,6 +202,12 @@ impl View {
     }
 
     fn show(&mut self, transition: &Transition) -> io::Result<()> {
+        if let Some(reports) = &mut self.reports {
+            let wanted = self.filter.wants(transition);
+            self.unattributed += u64::from(wanted.is_err());
+            reports.take(transition, wanted.unwrap_or(false));
+            return Ok(());
+        }
         let Some(connections) = &mut self.connections else {
             return self.row(transition, |sink| sink.transition(transition));
         };
@@ -174,8 +236,18 @@ impl View {
         }
     }
 
-    /// The run ends now: shows what is left, if that was asked for.
+    /// The run ends now, and everything before has been read: shows what is left, if that was asked for.
     pub fn finish(&mut self, now: u64) -> io::Result<()> {
+        self.end_intervals(now)?;
+        self.understand(|lifecycle, out| lifecycle.settle(u64::MAX, out))?;
+        let (done, shown) = (self.is_done(), self.shown);
+        if let Some(reports) = self.reports.as_mut().filter(|_| !done) {
+            let last = reports.end(now);
+            // One that was cut short is worth showing if it is the only one, or says something.
+            if shown == 0 || last.says_something() {
+                self.report(&last)?;
+            }
+        }
         let Some(connections) = self.connections.as_mut().filter(|_| self.running) else {
             return Ok(());
         };
@@ -192,7 +264,8 @@ impl View {
     /// Connections forgotten because a table was full.
     fn forgotten(&self) -> u64 {
         let connections = self.connections.as_ref().map_or(0, Connections::forgotten);
-        self.lifecycle.counts().evicted + connections
+        let reports = self.reports.as_ref().map_or(0, Reports::forgotten);
+        self.lifecycle.counts().evicted + connections + reports
     }
 
     /// Whether as many rows were shown as were asked for.
@@ -200,7 +273,15 @@ impl View {
         self.shown >= self.wanted
     }
 
-    /// Rows shown.
+    /// Whether there was anything to show.
+    pub const fn found(&self) -> bool {
+        match self.reports {
+            Some(_) => self.counted,
+            None => self.shown > 0,
+        }
+    }
+
+    /// Rows or reports shown.
     pub const fn shown(&self) -> u64 {
         self.shown
     }
@@ -241,6 +322,15 @@ impl View {
     }
 }
 
+fn reports(periodic: Periodic, tracer: &Tracer, limit: usize) -> Reports {
+    let timewait = tracer.plan().timewait.is_some();
+    let tally = (periodic.tally)(&Conditions { timewait, limit });
+    let every = periodic
+        .every
+        .map(|every| u64::try_from(every.as_nanos()).unwrap_or(u64::MAX));
+    Reports::new(tally, tracer.plan().hooks(), tracer.start(), every)
+}
+
 /// Counts what was lost, and says so while it happens.
 pub struct Losses {
     /// So far.
@@ -274,6 +364,9 @@ impl Losses {
             let count = self.totals.advance(kind, total);
             if count > 0 {
                 view.lifecycle.events_lost(now);
+                if let Some(reports) = &mut view.reports {
+                    reports.lost(count);
+                }
                 say(format_args!("LOST {count}: {}", kind.advice()));
                 view.sink.loss(&Loss {
                     kind,

@@ -2,11 +2,15 @@
 
 #![expect(clippy::expect_used, reason = "a test stops where its set-up fails")]
 
+mod closers;
 mod command_line;
 mod connections;
 mod decode;
 mod gate;
+mod hist;
 mod lifecycle;
 mod output;
 mod records;
+mod reports;
+mod scene;
 mod timewait;

@@ -9,3 +9,4 @@ mod hostile;
 mod support;
 mod timewait;
 mod trace;
+mod views;
