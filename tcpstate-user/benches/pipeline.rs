@@ -16,6 +16,7 @@ use tcpstate_common::{
     },
 };
 use tcpstate_user::{
+    analysis::{By, Closers, Dimension, Hist, HistOptions, Order, Scale, Tally},
     clock::Clock,
     event::Event,
     lifecycle::{Lifecycle, Transition},
@@ -163,5 +164,46 @@ fn json(bencher: Bencher<'_, '_>) {
 fn csv(bencher: Bencher<'_, '_>) {
     sink(bencher, |out, clock| {
         Csv::new(out, clock, Rows::Transitions).expect("the header")
+    });
+}
+
+fn tally<T: Tally>(bencher: Bencher<'_, '_>, make: impl Fn() -> T) {
+    let transitions = transitions();
+    bencher.counter(ItemsCount::new(EVENTS)).bench_local(|| {
+        let mut tally = make();
+        for transition in &transitions {
+            tally.take(transition, true);
+        }
+        divan::black_box(tally.table(1_000_000_000));
+    });
+}
+
+#[divan::bench]
+fn closers(bencher: Bencher<'_, '_>) {
+    tally(bencher, || {
+        let order = Order {
+            column: Closers::SORT,
+            top: 10,
+        };
+        let by = By::new(&[Dimension::Process, Dimension::Service], (24, 64));
+        Closers::new(by, order, true, 1_000_000)
+    });
+}
+
+#[divan::bench]
+fn hist(bencher: Bencher<'_, '_>) {
+    tally(bencher, || {
+        Hist::new(HistOptions {
+            by: By::nothing(),
+            order: Order {
+                column: Hist::SORT,
+                top: 10,
+            },
+            states: Vec::new(),
+            scale: Scale::Logarithmic,
+            buckets: true,
+            timewait: true,
+            limit: 1_000_000,
+        })
     });
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Who opened a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Opened {
     /// This host: connect().
     Active,
@@ -84,6 +84,17 @@ pub struct TimeWait {
     pub end: TimeWaitEnd,
     /// How that is known.
     pub known_by: KnownBy,
+}
+
+impl Opened {
+    /// What the first event of a connection says.
+    pub(super) const fn of_birth(event: &TransitionEvent) -> Self {
+        match (event.old, event.new) {
+            (TcpState::Close, TcpState::SynSent) => Self::Active,
+            (TcpState::Listen, TcpState::SynRecv) => Self::Passive,
+            _ => Self::Unknown,
+        }
+    }
 }
 
 macro_rules! labels {
@@ -309,11 +320,7 @@ impl Connection {
             remote: event.remote,
             start: event.is_birth().then_some(event.time),
             end: None,
-            opened: match (event.old, event.new) {
-                (TcpState::Close, TcpState::SynSent) => Opened::Active,
-                (TcpState::Listen, TcpState::SynRecv) => Opened::Passive,
-                _ => Opened::Unknown,
-            },
+            opened: Opened::of_birth(event),
             closed_first: ClosedFirst::Unknown,
             how: How::Unknown,
             state: Some(event.old),
@@ -497,29 +504,44 @@ impl Connection {
 
     /// The full socket closed, and no minisocket took over.
     fn end(&mut self, event: &TransitionEvent) {
+        self.how = How::of_end(event);
+        if let Some(closed_first) = ClosedFirst::of_end(event) {
+            self.closed_first = closed_first;
+        }
+    }
+}
+
+impl How {
+    /// How a full socket ended that no minisocket takes over from.
+    pub(super) fn of_end(event: &TransitionEvent) -> Self {
         use TcpState::{CloseWait, Established, LastAck, SynRecv, SynSent};
-        let open = matches!(event.old, Established | SynRecv);
-        self.how = match (event.error, event.old) {
-            (Some(libc::ECONNABORTED), _) => How::Destroyed,
+        match (event.error, event.old) {
+            (Some(libc::ECONNABORTED), _) => Self::Destroyed,
             (Some(libc::ECONNREFUSED), _) | (Some(libc::ECONNRESET | libc::EPIPE), SynSent) => {
-                How::Refused
+                Self::Refused
             }
-            (Some(libc::ECONNRESET | libc::EPIPE), _) => How::RstReceived,
-            (Some(libc::ETIMEDOUT), _) => How::Timeout,
-            (Some(libc::EHOSTUNREACH | libc::ENETUNREACH), _) => How::Unreachable,
-            (_, SynSent) => How::Aborted,
-            (_, LastAck) => How::Fin,
-            (_, Established | SynRecv | CloseWait) => How::RstSent,
-            _ => How::Unknown,
-        };
-        match (self.how, open) {
-            (How::RstSent, true) => self.closed_first = ClosedFirst::Local,
-            (How::RstReceived, true) => self.closed_first = ClosedFirst::Remote,
-            (How::Timeout | How::Destroyed | How::Unreachable, true) => {
-                self.closed_first = ClosedFirst::None;
-            }
-            _ if event.old == SynSent => self.closed_first = ClosedFirst::None,
-            _ => {}
+            (Some(libc::ECONNRESET | libc::EPIPE), _) => Self::RstReceived,
+            (Some(libc::ETIMEDOUT), _) => Self::Timeout,
+            (Some(libc::EHOSTUNREACH | libc::ENETUNREACH), _) => Self::Unreachable,
+            (_, SynSent) => Self::Aborted,
+            (_, LastAck) => Self::Fin,
+            (_, Established | SynRecv | CloseWait) => Self::RstSent,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl ClosedFirst {
+    /// Who closed first, if a full socket ends that nobody had closed before.
+    pub(super) fn of_end(event: &TransitionEvent) -> Option<Self> {
+        use TcpState::{Established, SynRecv, SynSent};
+        let open = matches!(event.old, Established | SynRecv);
+        match (How::of_end(event), open) {
+            (How::RstSent, true) => Some(Self::Local),
+            (How::RstReceived, true) => Some(Self::Remote),
+            (How::Timeout | How::Destroyed | How::Unreachable, true) => Some(Self::None),
+            _ if event.old == SynSent => Some(Self::None),
+            _ => None,
         }
     }
 }

@@ -1,5 +1,25 @@
 //! Answers: what the transitions of the lifecycle add up to. Pure, as the lifecycle is.
 
+mod closers;
 mod connection;
+mod container;
+mod group;
+mod hist;
+mod histogram;
+mod key;
+mod measure;
+mod memory;
+mod report;
+mod table;
 
+pub use closers::Closers;
 pub use connection::{ClosedFirst, Connection, Connections, How, Opened, TimeWait, TimeWaitEnd};
+pub use container::Container;
+pub use group::{Groups, Interval, Place};
+pub use hist::{Hist, HistOptions};
+pub use histogram::{Histogram, Scale};
+pub use key::{By, Dimension, Key};
+pub use measure::Measure;
+pub use memory::Memory;
+pub use report::{Report, Reports, Tally};
+pub use table::{Bucket, Cell, Column, Grouped, Order, Row, RowKind, Shown, Sum, Table};

@@ -7,6 +7,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use tcpstate_common::{config::PortRange, state::TcpState};
 
+use super::periodic::{ClosersArgs, HistArgs};
 use crate::{
     event::{Comm, Protocol},
     filter::{Filter, IpVersion},
@@ -29,6 +30,10 @@ pub enum Command {
     Trace(Box<TraceArgs>),
     /// Print one line for each finished connection: who opened and closed it, how, and its real TIME_WAIT
     Conns(Box<ConnsArgs>),
+    /// Count which process closes first, towards whom, with FIN or RST, and the TIME_WAITs it causes
+    Closers(Box<ClosersArgs>),
+    /// Measure the time spent in each state, and in the close as a whole
+    Hist(Box<HistArgs>),
     /// Show what this kernel allows, which hooks would be used and why, and what is lost by it
     Probe(ProbeArgs),
 }
@@ -104,7 +109,7 @@ pub struct LiveArgs {
     #[arg(long, value_name = "SECS", value_parser = duration)]
     pub duration: Option<Duration>,
 
-    /// End after this many lines
+    /// End after this many lines (or reports)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
@@ -362,7 +367,7 @@ impl FilterArgs {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     const HINT: &str = "give seconds, or a number with a unit: 90, 1.5, 60s, 2m";
     let duration = match text.parse::<f64>() {
         Ok(seconds) => {

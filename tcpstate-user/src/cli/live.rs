@@ -1,4 +1,4 @@
-//! Views of what happens now: `tcpstate trace` (transitions) and `tcpstate conns` (connections).
+//! Views of what happens now: `tcpstate trace` (transitions), `tcpstate conns` (connections), and the periodic ones.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use super::{
     args::{Format, LiveArgs, OutputArgs},
     lists::Lists,
     output,
+    shape::Shape,
     view::{Losses, View},
 };
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
         Attached, Cgroups, Hook, Missing, Reader, Request, TimeWaitHook, Tracer, drop_privileges,
     },
     message::say,
-    sink::{Rows, Summary},
+    sink::Summary,
 };
 
 /// How often the ring buffer is read, whether the kernel wakes us or not.
@@ -36,8 +37,8 @@ const FAREWELL: Duration = Duration::from_secs(10);
 /// After which time we say what we are waiting for.
 const HINT: Duration = Duration::from_secs(1);
 
-/// Runs until a signal, a limit, or a closed pipe. `running` asks for the connections that are left at the end.
-pub fn run(args: &LiveArgs, rows: Rows, running: bool) -> Result<Outcome> {
+/// Runs until a signal, a limit, or a closed pipe.
+pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
     let cgroups = Cgroups::open();
     let filter = args.filter.resolve(&cgroups)?;
     let target = output::open(&args.output)?;
@@ -67,8 +68,13 @@ pub fn run(args: &LiveArgs, rows: Rows, running: bool) -> Result<Outcome> {
                 warn(missing);
             }
             let out = target.begin();
-            let sink = output::sink(&args.output, rows, out, Clock::starting(tracer.start()))?;
-            let view = View::new(args, filter, cgroups, sink, &tracer, rows, running);
+            let sink = output::sink(
+                &args.output,
+                shape.rows(),
+                out,
+                Clock::starting(tracer.start()),
+            )?;
+            let view = View::new(args, filter, cgroups, sink, &tracer, shape);
             follow(tracer, view, args, reader).await.map_err(|error| {
                 if error.is::<std::io::Error>() {
                     error.context("the output cannot be written")
@@ -155,7 +161,7 @@ async fn follow(
     }
     refresh(&mut lists, &mut tracer, &mut view, &mut losses).await?;
     finish(&mut tracer, &mut view, &mut losses, &args.output)?;
-    Ok(if view.shown() > 0 || signalled {
+    Ok(if view.has_shown() || signalled {
         Outcome::Done
     } else {
         Outcome::Nothing
@@ -236,7 +242,8 @@ fn finish(
             break;
         }
     }
-    view.settle(u64::MAX)?;
+    // A report that comes now says what was lost.
+    losses.check(tracer, view, clock::monotonic_now())?;
     view.finish(end)?;
     losses.check(tracer, view, clock::monotonic_now())?;
     let counts = view.counts();

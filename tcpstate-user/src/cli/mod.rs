@@ -4,15 +4,18 @@ mod args;
 mod lists;
 mod live;
 mod output;
+mod periodic;
 mod probe;
+mod shape;
 mod view;
 
 use std::{io, process::ExitCode};
 
 use clap::Parser;
 
-use crate::{message::say, sink::Rows};
+use crate::message::say;
 use args::{Args, Command};
+use shape::Shape;
 
 /// Nothing matched, as grep has it.
 const NOTHING: u8 = 1;
@@ -44,8 +47,13 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match args.command {
-        Command::Trace(trace) => live::run(&trace.live, Rows::Transitions, false),
-        Command::Conns(conns) => live::run(&conns.live, Rows::Connections, conns.running),
+        Command::Trace(trace) => live::run(&trace.live, Shape::Transitions),
+        Command::Conns(conns) => {
+            let running = conns.running;
+            live::run(&conns.live, Shape::Connections { running })
+        }
+        Command::Closers(closers) => periodic::closers(&closers),
+        Command::Hist(hist) => periodic::hist(&hist),
         Command::Probe(probe) => probe::run(&probe),
     };
     match result {

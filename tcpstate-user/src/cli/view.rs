@@ -5,9 +5,12 @@ use std::io;
 use anyhow::Result;
 use tcpstate_common::state::TcpState;
 
-use super::args::LiveArgs;
+use super::{
+    args::LiveArgs,
+    shape::{Conditions, Periodic, Shape},
+};
 use crate::{
-    analysis::Connections,
+    analysis::{Connections, Report, Reports},
     clock,
     event::{Event, SocketEvent, TimeWaitEvent, TimeWaitStep, TransitionEvent},
     filter::{Filter, Gate, Unattributed},
@@ -15,8 +18,11 @@ use crate::{
     lifecycle::{Counts, Found, Lifecycle, Round, Transition},
     loss::{Loss, LossKind, LossTotals},
     message::say,
-    sink::{OtherProtocols, Rows, Sink, Summary},
+    sink::{OtherProtocols, Sink, Summary},
 };
+
+/// How long a record may take from its time to where we can read it: that much later all CPUs have written theirs.
+const DELAY: u64 = 50_000_000;
 
 /// From records to rows.
 pub struct View {
@@ -28,6 +34,9 @@ pub struct View {
     owners: Owners,
     connections: Option<Connections>,
     running: bool,
+    reports: Option<Reports>,
+    /// A report had something to say.
+    counted: bool,
     transitions: Vec<Transition>,
     /// Younger than the losses we know of: it waits until those up to it are known.
     ahead: Option<Event>,
@@ -43,15 +52,14 @@ pub struct View {
 }
 
 impl View {
-    /// Shows rows of this kind through `sink`.
+    /// Shows what is asked for through `sink`.
     pub fn new(
         args: &LiveArgs,
-        filter: Filter,
+        mut filter: Filter,
         cgroups: Cgroups,
         sink: Box<dyn Sink>,
         tracer: &Tracer,
-        rows: Rows,
-        running: bool,
+        shape: Shape,
     ) -> Self {
         let limit = args.max_connections;
         let mut lifecycle = Lifecycle::new(limit, tracer.start())
@@ -60,6 +68,20 @@ impl View {
         if tracer.plan().timewait == Some(TimeWaitHook::Poll) {
             lifecycle = lifecycle.with_poll();
         }
+        let connections = match shape {
+            Shape::Connections { .. } => Some(Connections::new(limit)),
+            Shape::Transitions | Shape::Reports(_) => None,
+        };
+        let running = matches!(shape, Shape::Connections { running: true });
+        let mut wanted = args.count;
+        let reports = if let Shape::Reports(periodic) = shape {
+            wanted = periodic.reports;
+            // A view that measures states has to see every transition of a connection.
+            filter.states.clear();
+            Some(reports(periodic, tracer, limit))
+        } else {
+            None
+        };
         Self {
             filter,
             gate: Gate::default(),
@@ -67,14 +89,16 @@ impl View {
             sink,
             cgroups,
             owners: Owners::default(),
-            connections: (rows == Rows::Connections).then(|| Connections::new(limit)),
+            connections,
             running,
+            reports,
+            counted: false,
             transitions: Vec::new(),
             ahead: None,
             events: 0,
             time: 0,
             shown: 0,
-            wanted: args.count.unwrap_or(u64::MAX),
+            wanted: wanted.unwrap_or(u64::MAX),
             unattributed: 0,
             undecodable: 0,
             unread: 0,
@@ -115,6 +139,9 @@ impl View {
 
     fn event(&mut self, event: Event) -> io::Result<()> {
         self.time = event.time();
+        if self.reports.is_some() {
+            self.end_intervals(event.time())?;
+        }
         match event {
             Event::Transition(event) => {
                 self.events += 1;
@@ -162,7 +189,7 @@ impl View {
         self.name_cgroup(event.cgroup);
         let owner = event.inode.and_then(|inode| self.owners.of(inode));
         if let Some(found) = self.lifecycle.found(event, owner) {
-            self.found(&found);
+            self.take_found(&found);
         }
     }
 
@@ -173,12 +200,18 @@ impl View {
         let mut found = None;
         self.understand(|lifecycle, out| found = lifecycle.found_minisocket(event, out))?;
         if let Some(found) = found {
-            self.found(&found);
+            self.take_found(&found);
         }
         Ok(())
     }
 
-    fn found(&mut self, found: &Found) {
+    fn take_found(&mut self, found: &Found) {
+        if let Some(reports) = &mut self.reports {
+            let wanted = self
+                .filter
+                .wants_owner(found.process, found.cgroup.as_deref());
+            reports.found(found, wanted.unwrap_or(false));
+        }
         if let Some(connections) = &mut self.connections {
             connections.found(found);
         }
@@ -209,7 +242,36 @@ impl View {
 
     /// It is now this late, and everything before has been read.
     pub fn settle(&mut self, now: u64) -> io::Result<()> {
+        let now = match self.reports {
+            Some(_) => now.saturating_sub(DELAY),
+            None => now,
+        };
+        self.end_intervals(now)?;
         self.understand(|lifecycle, out| lifecycle.settle(now, out))
+    }
+
+    /// Reports on every interval that has ended by now.
+    fn end_intervals(&mut self, now: u64) -> io::Result<()> {
+        while !self.is_done()
+            && let Some(reports) = &mut self.reports
+        {
+            let wanted = |transition: &Transition| {
+                let wanted = self.filter.wants(transition);
+                self.unattributed += u64::from(wanted.is_err());
+                wanted.unwrap_or(false)
+            };
+            let Some(report) = reports.next(&mut self.lifecycle, now, wanted) else {
+                break;
+            };
+            self.report(&report)?;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, report: &Report) -> io::Result<()> {
+        self.counted |= report.says_something();
+        self.shown += 1;
+        self.sink.report(report)
     }
 
     /// Shows what the lifecycle makes of something.
@@ -229,6 +291,12 @@ impl View {
     }
 
     fn show(&mut self, transition: &Transition) -> io::Result<()> {
+        if let Some(reports) = &mut self.reports {
+            let wanted = self.filter.wants(transition);
+            self.unattributed += u64::from(wanted.is_err());
+            reports.take(transition, wanted.unwrap_or(false));
+            return Ok(());
+        }
         let Some(connections) = &mut self.connections else {
             return self.row(transition, |sink| sink.transition(transition));
         };
@@ -257,8 +325,18 @@ impl View {
         }
     }
 
-    /// The run ends now: shows what is left, if that was asked for.
+    /// The run ends now, and everything before has been read: shows what is left, if that was asked for.
     pub fn finish(&mut self, now: u64) -> io::Result<()> {
+        self.end_intervals(now)?;
+        self.understand(|lifecycle, out| lifecycle.settle(u64::MAX, out))?;
+        let (done, shown) = (self.is_done(), self.shown);
+        if let Some(reports) = self.reports.as_mut().filter(|_| !done) {
+            let last = reports.end(now);
+            // One that was cut short is worth showing if it is the only one, or says something.
+            if shown == 0 || last.says_something() {
+                self.report(&last)?;
+            }
+        }
         let Some(connections) = self.connections.as_mut().filter(|_| self.running) else {
             return Ok(());
         };
@@ -285,7 +363,8 @@ impl View {
     /// Connections forgotten because a table was full.
     fn forgotten(&self) -> u64 {
         let connections = self.connections.as_ref().map_or(0, Connections::forgotten);
-        self.lifecycle.counts().evicted + connections
+        let reports = self.reports.as_ref().map_or(0, Reports::forgotten);
+        self.lifecycle.counts().evicted + connections + reports
     }
 
     /// Whether as many rows were shown as were asked for.
@@ -293,7 +372,15 @@ impl View {
         self.shown >= self.wanted
     }
 
-    /// Rows shown.
+    /// Whether there was anything to show.
+    pub const fn has_shown(&self) -> bool {
+        match self.reports {
+            Some(_) => self.counted,
+            None => self.shown > 0,
+        }
+    }
+
+    /// Rows or reports shown.
     pub const fn shown(&self) -> u64 {
         self.shown
     }
@@ -339,6 +426,15 @@ impl View {
     }
 }
 
+fn reports(periodic: Periodic, tracer: &Tracer, limit: usize) -> Reports {
+    let timewait = tracer.plan().timewait.is_some();
+    let tally = (periodic.tally)(&Conditions { timewait, limit });
+    let every = periodic
+        .every
+        .map(|every| u64::try_from(every.as_nanos()).unwrap_or(u64::MAX));
+    Reports::new(tally, tracer.plan().hooks(), tracer.start(), every)
+}
+
 /// Counts what was lost, and says so while it happens.
 pub struct Losses {
     /// So far.
@@ -379,6 +475,9 @@ impl Losses {
             if count > 0 {
                 if kind != LossKind::NotFound {
                     view.lifecycle.events_lost(now);
+                    if let Some(reports) = &mut view.reports {
+                        reports.lost(count);
+                    }
                 }
                 say(format_args!("LOST {count}: {}", kind.advice()));
                 view.sink.loss(&Loss {

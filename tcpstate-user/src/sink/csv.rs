@@ -7,14 +7,22 @@ use tcpstate_common::state::TcpState;
 use super::{
     Rows, Sink, Summary, escape,
     json::{ConnectionLine, Row},
+    report,
 };
-use crate::{analysis::Connection, clock::Clock, lifecycle::Transition, loss::Loss};
+use crate::{
+    analysis::{Connection, Report},
+    clock::Clock,
+    lifecycle::Transition,
+    loss::Loss,
+};
 
 /// Writes CSV.
 #[derive(Debug)]
 pub struct Csv<W: Write> {
     out: csv::Writer<W>,
     clock: Clock,
+    /// The header of reports comes with the first of them.
+    reported: bool,
 }
 
 const HEADER: [&str; 26] = [
@@ -96,8 +104,13 @@ impl<W: Write> Csv<W> {
         match rows {
             Rows::Transitions => out.write_record(HEADER)?,
             Rows::Connections => out.write_record(connection_header())?,
+            Rows::Reports => {}
         }
-        Ok(Self { out, clock })
+        Ok(Self {
+            out,
+            clock,
+            reported: false,
+        })
     }
 }
 
@@ -180,6 +193,13 @@ impl<W: Write> Sink for Csv<W> {
     fn connection(&mut self, connection: &Connection) -> io::Result<()> {
         let line = ConnectionLine::new(connection, &self.clock);
         Ok(self.out.write_record(connection_row(&line))?)
+    }
+
+    fn report(&mut self, report: &Report) -> io::Result<()> {
+        if !std::mem::replace(&mut self.reported, true) {
+            self.out.write_record(report::csv_header(report))?;
+        }
+        report::csv_rows(report, &self.clock).try_for_each(|row| Ok(self.out.write_record(row)?))
     }
 
     fn loss(&mut self, _: &Loss) -> io::Result<()> {

@@ -11,9 +11,9 @@ use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter};
 use tcpstate_common::state::TcpState;
 
-use super::{Sink, Summary, error_name, escape};
+use super::{Sink, Summary, error_name, escape, report::ReportLine};
 use crate::{
-    analysis::Connection,
+    analysis::{Connection, Report},
     clock::Clock,
     event::Process,
     lifecycle::{Bound, KnownBy, Reason, Transition},
@@ -242,7 +242,7 @@ impl<W: Write> Json<W> {
         Self { out, clock }
     }
 
-    fn line(&mut self, line: &Line<'_>) -> io::Result<()> {
+    fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
         let mut serializer = serde_json::Serializer::with_formatter(&mut self.out, Harmless);
         line.serialize(&mut serializer)?;
         self.out.write_all(b"\n")
@@ -258,6 +258,11 @@ impl<W: Write> Sink for Json<W> {
     fn connection(&mut self, connection: &Connection) -> io::Result<()> {
         let line = ConnectionLine::new(connection, &self.clock);
         self.line(&Line::Connection(&line))
+    }
+
+    fn report(&mut self, report: &Report) -> io::Result<()> {
+        let line = ReportLine::new(report, &self.clock);
+        self.line(&line)
     }
 
     fn loss(&mut self, loss: &Loss) -> io::Result<()> {

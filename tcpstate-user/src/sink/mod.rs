@@ -3,6 +3,8 @@
 mod csv;
 pub mod escape;
 mod json;
+mod report;
+mod table;
 mod text;
 
 use std::io;
@@ -10,7 +12,7 @@ use std::io;
 use serde::Serialize;
 
 use crate::{
-    analysis::Connection,
+    analysis::{Connection, Report},
     lifecycle::Transition,
     loss::{Loss, LossTotals},
 };
@@ -34,6 +36,12 @@ pub trait Sink {
     /// # Errors
     /// If it cannot be written.
     fn connection(&mut self, connection: &Connection) -> io::Result<()>;
+
+    /// What a periodic view has to say of an interval.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn report(&mut self, report: &Report) -> io::Result<()>;
 
     /// Something was lost.
     ///
@@ -65,6 +73,8 @@ pub enum Rows {
     Transitions,
     /// Connections.
     Connections,
+    /// Those of tables, each with columns of its own.
+    Reports,
 }
 
 /// Transitions of protocols that were not asked for.

@@ -8,9 +8,9 @@ use std::{
 
 use tcpstate_common::state::TcpState;
 
-use super::{OtherProtocols, Rows, Sink, Summary, error_name, escape};
+use super::{OtherProtocols, Rows, Sink, Summary, error_name, escape, table};
 use crate::{
-    analysis::{Connection, Opened},
+    analysis::{Connection, Opened, Report},
     clock::Clock,
     event::{Endpoint, Process},
     lifecycle::{Bound, KnownBy, Phase, Transition},
@@ -71,6 +71,8 @@ impl<W: Write> Text<W> {
         match layout.rows {
             Rows::Transitions => text.header(),
             Rows::Connections => text.connection_header(),
+            // Each begins with a header of its own.
+            Rows::Reports => return Ok(text),
         }
         text.end_line()?;
         Ok(text)
@@ -402,6 +404,13 @@ impl<W: Write> Sink for Text<W> {
         self.end_line()
     }
 
+    fn report(&mut self, report: &Report) -> io::Result<()> {
+        let Layout { wide, columns, .. } = self.layout;
+        let columns = if columns == 0 { NARROW } else { columns };
+        let text = table::draw(report, &self.clock, wide, columns);
+        self.out.write_all(text.as_bytes())
+    }
+
     fn loss(&mut self, _: &Loss) -> io::Result<()> {
         // Standard error has it while it happens, the summary in the end.
         Ok(())
@@ -535,7 +544,7 @@ fn milliseconds(line: &mut String, phase: Phase) {
 
 /// In units of so many nanoseconds. `>=` and `<=` mark bounds; three significant digits are enough to read, `-j` has them
 /// all.
-fn duration(line: &mut String, phase: Option<Phase>, unit: u64) {
+pub(super) fn duration(line: &mut String, phase: Option<Phase>, unit: u64) {
     let Some((phase, nanoseconds)) = phase.and_then(|phase| Some((phase, phase.nanoseconds()?)))
     else {
         line.push('-');
@@ -557,7 +566,7 @@ fn duration(line: &mut String, phase: Option<Phase>, unit: u64) {
 }
 
 /// `-` for an end that is not known; `*` for any.
-fn endpoint(line: &mut String, end: Endpoint, listener: bool) {
+pub(super) fn endpoint(line: &mut String, end: Endpoint, listener: bool) {
     if end.addr.is_unspecified() && end.port == 0 {
         line.push(if listener { '*' } else { '-' });
         return;

@@ -24,6 +24,8 @@ fn help_and_version_are_no_failures() {
     for arguments in [
         &["--help"][..],
         &["trace", "--help"],
+        &["closers", "--help"],
+        &["hist", "--help"],
         &["probe", "-h"],
         &["--version"],
     ] {
@@ -73,6 +75,51 @@ fn bad_flags_say_what_why_and_what_to_do() {
             "possible values: auto, btf, classic",
         ),
         (&["trace", "-p", "0"], "invalid value '0'"),
+        (&["closers", "0"], "must be more than nothing"),
+        (&["closers", "--", "-1"], "give seconds, or a number"),
+        (&["closers", "-1"], "unexpected argument '-1'"),
+        (&["closers", "0.001"], "give 0.01 seconds or more"),
+        (&["hist", "soon"], "90, 1.5, 60s, 2m"),
+        (&["hist", "1", "0"], "invalid value '0' for '[COUNT]'"),
+        (&["hist", "1", "2", "3"], "unexpected argument '3'"),
+        (
+            &["closers", "--by", "color"],
+            "give process, pid, cgroup, container, uid, netns, listener, service, remote, cidr",
+        ),
+        (
+            &["closers", "--by", "pid,state"],
+            "a close has no state of its own; give process",
+        ),
+        (
+            &["hist", "--by", "state"],
+            "hist always tells states apart; --state selects some",
+        ),
+        (
+            &["closers", "--sort", "size"],
+            "there is no such column; with this --by there are comm, opened, service, closes, local_first",
+        ),
+        (
+            &["closers", "--by", "pid", "--sort", "uid"],
+            "there are pid, comm, closes",
+        ),
+        (
+            &["hist", "--sort", "p50", "--by", "pid", "--state", "listen"],
+            "--state listen: no time is measured in it",
+        ),
+        (
+            &["closers", "--state", "close"],
+            "closers counts closes, which are no states",
+        ),
+        (&["closers", "--top", "0"], "invalid value '0'"),
+        (&["closers", "--prefix", "33"], "up to 32"),
+        (
+            &["closers", "--count", "3"],
+            "there is one report, at the end",
+        ),
+        (
+            &["closers", "1", "3", "--count", "3"],
+            "the number of reports is given twice",
+        ),
     ] {
         let message = refused(arguments);
         assert!(message.contains(expected), "{arguments:?}: {message}");

@@ -2,16 +2,20 @@
 
 #![expect(clippy::expect_used, reason = "a test stops where its set-up fails")]
 
+mod closers;
 mod command_line;
 mod connections;
 mod decode;
 mod found;
 mod gate;
+mod hist;
 mod lifecycle;
 mod output;
 mod poll;
 mod properties;
 mod records;
 mod replay;
+mod reports;
+mod scene;
 mod story;
 mod timewait;

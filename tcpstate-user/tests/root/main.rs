@@ -18,4 +18,5 @@ mod segments;
 mod support;
 mod timewait;
 mod trace;
+mod views;
 mod wire;

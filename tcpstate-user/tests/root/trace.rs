@@ -808,7 +808,18 @@ fn serve_in_a_process_of_its_own() {
     let Ok(port) = std::env::var(SERVER_PORT) else {
         return;
     };
-    let port: u16 = port.parse().expect("a port");
+    let listener = reuse_port_listener(port.parse().expect("a port"));
+    println!("listening");
+    for connection in listener.incoming() {
+        let mut connection = connection.expect("a connection");
+        connection
+            .write_all(&std::process::id().to_be_bytes())
+            .expect("sent");
+    }
+}
+
+/// A listener that shares its port of loopback with others.
+pub fn reuse_port_listener(port: u16) -> TcpListener {
     // SAFETY: a call without pointers.
     let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
     assert!(socket >= 0);
@@ -829,12 +840,5 @@ fn serve_in_a_process_of_its_own() {
     assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
     // SAFETY: a call without pointers.
     assert_eq!(unsafe { libc::listen(socket.as_raw_fd(), 128) }, 0);
-    let listener = TcpListener::from(std::os::fd::OwnedFd::from(socket));
-    println!("listening");
-    for connection in listener.incoming() {
-        let mut connection = connection.expect("a connection");
-        connection
-            .write_all(&std::process::id().to_be_bytes())
-            .expect("sent");
-    }
+    TcpListener::from(std::os::fd::OwnedFd::from(socket))
 }

@@ -1,0 +1,141 @@
+//! A sum for each group of connections. Nothing is allocated for an event, only for a group that is new.
+
+use std::{collections::hash_map::Entry, sync::Arc};
+
+use rustc_hash::FxHashMap;
+
+use super::{
+    key::{By, Key},
+    table::{Cell, Grouped, Sum},
+};
+
+/// Where the sum of a group is kept. Good until it is released, also across intervals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place(u32);
+
+impl Place {
+    /// The sum of all groups that were too many.
+    const BEYOND: Self = Self(u32::MAX);
+}
+
+#[derive(Debug)]
+struct Slot<A> {
+    key: Key,
+    cgroup: Option<Arc<str>>,
+    sum: A,
+    holders: u32,
+}
+
+/// A sum for each group, for a limited number of groups; those that come later are summed up together.
+#[derive(Debug)]
+pub struct Groups<A> {
+    index: FxHashMap<Key, u32>,
+    slots: Vec<Slot<A>>,
+    free: Vec<u32>,
+    beyond: A,
+    limit: usize,
+}
+
+/// What is summed up during an interval.
+pub trait Interval: Sum {
+    /// Gives away what the interval has brought, if it has brought anything, and begins the next.
+    fn end(&mut self) -> Option<Self>;
+}
+
+impl<A: Interval> Groups<A> {
+    /// For at most so many groups.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            index: FxHashMap::default(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            beyond: A::default(),
+            limit: limit.min(Place::BEYOND.0 as usize),
+        }
+    }
+
+    /// The place of a group.
+    pub fn place(&mut self, key: Key, cgroup: Option<&Arc<str>>) -> Place {
+        let full = self.index.len() >= self.limit;
+        match self.index.entry(key) {
+            Entry::Occupied(entry) => {
+                let place = *entry.get();
+                if let Some(slot) = self.slots.get_mut(place as usize)
+                    && slot.cgroup.is_none()
+                {
+                    slot.cgroup = cgroup.cloned();
+                }
+                Place(place)
+            }
+            Entry::Vacant(_) if full => Place::BEYOND,
+            Entry::Vacant(entry) => {
+                let slot = Slot {
+                    key,
+                    cgroup: cgroup.cloned(),
+                    sum: A::default(),
+                    holders: 0,
+                };
+                let place = if let Some(place) = self.free.pop() {
+                    self.slots[place as usize] = slot;
+                    place
+                } else {
+                    let Ok(place) = u32::try_from(self.slots.len()) else {
+                        return Place::BEYOND;
+                    };
+                    self.slots.push(slot);
+                    place
+                };
+                entry.insert(place);
+                Place(place)
+            }
+        }
+    }
+
+    /// The sum of a group.
+    pub fn sum(&mut self, place: Place) -> &mut A {
+        match self.slots.get_mut(place.0 as usize) {
+            Some(slot) => &mut slot.sum,
+            None => &mut self.beyond,
+        }
+    }
+
+    /// The place stays this group's until it is released as often.
+    pub fn hold(&mut self, place: Place) {
+        if let Some(slot) = self.slots.get_mut(place.0 as usize) {
+            slot.holders += 1;
+        }
+    }
+
+    /// See [`Groups::hold`].
+    pub fn release(&mut self, place: Place) {
+        if let Some(slot) = self.slots.get_mut(place.0 as usize) {
+            slot.holders = slot.holders.saturating_sub(1);
+        }
+    }
+
+    /// What the interval has brought. Groups that it brought nothing, and that nobody holds, are forgotten.
+    pub fn end(&mut self, by: &By) -> Grouped<A> {
+        let mut labelled: FxHashMap<Vec<Cell>, A> = FxHashMap::default();
+        for (place, slot) in (0..).zip(&mut self.slots) {
+            match slot.sum.end() {
+                // Several cgroups may be one container, or have had one path after the other.
+                Some(sum) => labelled
+                    .entry(by.label(&slot.key, slot.cgroup.as_ref()))
+                    .or_default()
+                    .add(&sum),
+                None if slot.holders == 0 && self.index.get(&slot.key) == Some(&place) => {
+                    self.index.remove(&slot.key);
+                    slot.cgroup = None;
+                    self.free.push(place);
+                }
+                None => {}
+            }
+        }
+        Grouped {
+            keys: by.columns().len(),
+            groups: labelled.into_iter().collect(),
+            beyond: self.beyond.end(),
+        }
+    }
+}

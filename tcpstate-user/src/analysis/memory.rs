@@ -1,0 +1,53 @@
+//! What a view remembers of each connection, for a limited number of them.
+
+use indexmap::IndexMap;
+use rustc_hash::FxBuildHasher;
+
+/// Something about each connection, by its identity. When there are too many, others are forgotten, and counted.
+#[derive(Debug)]
+pub struct Memory<T> {
+    connections: IndexMap<u64, T, FxBuildHasher>,
+    limit: usize,
+    forgotten: u64,
+}
+
+impl<T> Memory<T> {
+    /// For at most so many connections.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            connections: IndexMap::default(),
+            limit: limit.max(1),
+            forgotten: 0,
+        }
+    }
+
+    /// Connections forgotten because there were too many.
+    #[must_use]
+    pub const fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// What is remembered of a connection.
+    pub fn get(&mut self, connection: u64) -> Option<&mut T> {
+        self.connections.get_mut(&connection)
+    }
+
+    /// Remembers a connection, and gives back what was remembered of one that had to go: its own before, or another's.
+    pub fn insert(&mut self, connection: u64, value: T) -> Option<T> {
+        let mut gone = None;
+        if self.connections.len() >= self.limit && !self.connections.contains_key(&connection) {
+            gone = self
+                .connections
+                .swap_remove_index(0)
+                .map(|(_, value)| value);
+            self.forgotten += 1;
+        }
+        self.connections.insert(connection, value).or(gone)
+    }
+
+    /// Forgets a connection that has ended.
+    pub fn remove(&mut self, connection: u64) -> Option<T> {
+        self.connections.swap_remove(&connection)
+    }
+}

@@ -1,0 +1,134 @@
+//! Periodic views: what adds up over intervals of time, and when an interval ends.
+//!
+//! Pure: an interval ends when something is known to have happened after it, or when the caller says that it is so late. So
+//! the same records give the same reports, live or not. A transition counts in the interval in which it was understood.
+
+use super::table::{RowKind, Table};
+use crate::lifecycle::{Found, Lifecycle, Transition};
+
+/// A periodic view: takes transitions, and has a table to show whenever an interval ends.
+pub trait Tally {
+    /// The word for it: the command, and `"event"` in JSON.
+    fn name(&self) -> &'static str;
+
+    /// Takes a transition. One that is not `wanted` is to be understood, but not to be counted.
+    fn take(&mut self, transition: &Transition, wanted: bool);
+
+    /// Takes a connection (or a listener) that was there before.
+    fn found(&mut self, _found: &Found, _wanted: bool) {}
+
+    /// What an interval of so many nanoseconds has brought; the next begins.
+    fn table(&mut self, nanoseconds: u64) -> Table;
+
+    /// Connections forgotten because there were too many.
+    fn forgotten(&self) -> u64;
+}
+
+/// What a periodic view has to say of one interval (nanoseconds of `CLOCK_MONOTONIC`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// See [`Tally::name`].
+    pub view: &'static str,
+    /// When the interval began.
+    pub from: u64,
+    /// When it ended.
+    pub to: u64,
+    /// The hooks in use.
+    pub hooks: Vec<&'static str>,
+    /// How much was lost in the meantime, as far as we know: any kind of [`crate::loss::LossKind`].
+    pub lost: u64,
+    /// What happened.
+    pub table: Table,
+}
+
+impl Report {
+    /// Whether anything was counted.
+    #[must_use]
+    pub fn says_something(&self) -> bool {
+        self.table.rows.iter().any(|row| row.kind != RowKind::Total)
+    }
+}
+
+/// A view and its intervals.
+#[expect(missing_debug_implementations, reason = "a view has none")]
+pub struct Reports {
+    tally: Box<dyn Tally>,
+    hooks: Vec<&'static str>,
+    every: Option<u64>,
+    from: u64,
+    lost: u64,
+}
+
+impl Reports {
+    /// Begins to look at `start`; an interval ends `every` so many nanoseconds, or at the end of the run only.
+    #[must_use]
+    pub fn new(
+        tally: Box<dyn Tally>,
+        hooks: Vec<&'static str>,
+        start: u64,
+        every: Option<u64>,
+    ) -> Self {
+        Self {
+            tally,
+            hooks,
+            every: every.map(|every| every.max(1)),
+            from: start,
+            lost: 0,
+        }
+    }
+
+    /// The report on the present interval, if it has ended by now; the next begins. Ask until there is none, before anything
+    /// that happened now is taken.
+    ///
+    /// What the lifecycle concludes from silence belongs to the interval in which it may be concluded, whenever it is asked.
+    pub fn next(
+        &mut self,
+        lifecycle: &mut Lifecycle,
+        now: u64,
+        mut wanted: impl FnMut(&Transition) -> bool,
+    ) -> Option<Report> {
+        let to = self.from.saturating_add(self.every?);
+        if now < to {
+            return None;
+        }
+        lifecycle.settle(to, |transition| {
+            self.tally.take(&transition, wanted(&transition));
+        });
+        Some(self.end(to))
+    }
+
+    /// Takes a transition.
+    pub fn take(&mut self, transition: &Transition, wanted: bool) {
+        self.tally.take(transition, wanted);
+    }
+
+    /// Takes a connection that was there before.
+    pub fn found(&mut self, found: &Found, wanted: bool) {
+        self.tally.found(found, wanted);
+    }
+
+    /// So much was lost.
+    pub const fn lost(&mut self, count: u64) {
+        self.lost += count;
+    }
+
+    /// The report on the present interval, which ends here; the next begins.
+    pub fn end(&mut self, to: u64) -> Report {
+        let from = self.from;
+        self.from = to.max(from);
+        Report {
+            view: self.tally.name(),
+            from,
+            to: self.from,
+            hooks: self.hooks.clone(),
+            lost: std::mem::take(&mut self.lost),
+            table: self.tally.table(self.from - from),
+        }
+    }
+
+    /// Connections forgotten because there were too many.
+    #[must_use]
+    pub fn forgotten(&self) -> u64 {
+        self.tally.forgotten()
+    }
+}
