@@ -6,6 +6,7 @@
 mod caller;
 mod found;
 mod identity;
+mod life;
 mod phase;
 mod poll;
 mod reason;

@@ -63,3 +63,6 @@ impl KnownBy {
         }
     }
 }
+
+/// A reason, and how it is known.
+pub(super) type Why = (Reason, KnownBy);

@@ -11,38 +11,16 @@ use super::{
     caller::{Caller, Callers},
     grow_slowly,
     identity::OWN_IDS,
-    reason::{KnownBy, Reason},
+    life::{Life, low_bits},
+    reason::{KnownBy, Reason, Why},
 };
-use crate::event::{Process, Protocol, TimeWaitEvent, TimeWaitStep, TransitionEvent};
+use crate::event::{Process, TimeWaitEvent, TimeWaitStep, TransitionEvent};
 
 /// `TCP_TIMEWAIT_LEN` in `include/net/tcp.h`.
 const TIME_WAIT_NANOSECONDS: u64 = 60_000_000_000;
 
 /// How many ends are remembered, in case that two processors told the same one. They do that within microseconds.
 const ENDED: usize = 32;
-
-/// A reason, and how it is known.
-pub(super) type Why = (Reason, KnownBy);
-
-/// What is kept of one minisocket: 64 bytes, since there may be a million.
-#[derive(Clone, Copy, Debug)]
-struct Life {
-    /// The cookie or, from [`OWN_IDS`] upwards, a number of our own.
-    connection: u64,
-    entered: u64,
-    /// When the timer was last started, as far as we saw.
-    armed: u64,
-    /// When it was due then, in ticks: the low bits, which a silent start changes (by less than 65 s).
-    due: u16,
-    cgroup: Option<NonZeroU64>,
-    owner: Option<Process>,
-    /// `u32::MAX` if not known.
-    uid: u32,
-    state: TcpState,
-    bound: Bound,
-}
-
-const _: () = assert!(size_of::<Life>() == 64);
 
 /// A connection whose full socket is about to close: its cookie or, without cookies, the address of the full socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -536,92 +514,5 @@ impl MiniSockets {
 fn make_room<T>(map: &mut FxHashMap<Closing, T>, limit: usize) {
     if map.len() >= limit {
         map.clear();
-    }
-}
-
-fn low_bits(due: u64) -> u16 {
-    u16::try_from(due & u64::from(u16::MAX)).unwrap_or_default()
-}
-
-impl Life {
-    fn new(event: &TimeWaitEvent, connection: u64, entered: u64, bound: Bound) -> Self {
-        Self {
-            connection,
-            entered,
-            armed: event.time,
-            due: low_bits(event.due),
-            cgroup: None,
-            owner: None,
-            uid: u32::MAX,
-            state: event.substate,
-            bound,
-        }
-    }
-
-    /// Whether this is the minisocket of the connection with this cookie: at its address there may be another one by now.
-    fn is(&self, cookie: Option<u64>) -> bool {
-        self.cookie() == cookie
-    }
-
-    fn cookie(&self) -> Option<u64> {
-        Some(self.connection).filter(|connection| *connection < OWN_IDS)
-    }
-
-    /// TIME_WAIT was started last then, and nobody knows how often before: the FIN came then at the latest.
-    fn start_unseen(
-        &mut self,
-        event: &TimeWaitEvent,
-        started: u64,
-        out: &mut impl FnMut(Transition),
-    ) {
-        let started = started.max(self.armed);
-        let bound = match self.bound {
-            Bound::Exact => Bound::AtMost,
-            _ => Bound::Unknown,
-        };
-        let phase = Phase::between(self.entered, started, bound);
-        out(self.transition(event, started, TcpState::TimeWait, phase, None));
-        (self.state, self.entered, self.bound) = (TcpState::TimeWait, started, Bound::AtLeast);
-    }
-
-    fn transition(
-        &self,
-        event: &TimeWaitEvent,
-        time: u64,
-        new: TcpState,
-        phase: Phase,
-        why: Option<Why>,
-    ) -> Transition {
-        let cookie = self.cookie();
-        Transition {
-            connection: self.connection,
-            phase,
-            process: self.owner,
-            cgroup: None,
-            damaged: false,
-            minisocket: true,
-            reason: why.map(|(reason, _)| reason),
-            known_by: why.map(|(_, known_by)| known_by),
-            event: TransitionEvent {
-                time,
-                cookie,
-                socket: event.minisocket,
-                listener_cookie: None,
-                listener_socket: None,
-                netns_cookie: event.netns_cookie,
-                netns: event.netns,
-                cgroup: self.cgroup.map(NonZeroU64::get),
-                uid: Some(self.uid).filter(|uid| *uid != u32::MAX),
-                protocol: Protocol::Tcp,
-                local: event.local,
-                remote: event.remote,
-                old: self.state,
-                new,
-                error: None,
-                refused: None,
-                totals: None,
-                context: None,
-            },
-        }
     }
 }
