@@ -292,6 +292,9 @@ impl Tally for Hist {
                 "{not_exact} not exact, left out: begun before we looked, or events lost"
             ));
         }
+        if !self.options.timewait {
+            notes.push("FIN_WAIT2 is a bound: the life of TIME_WAIT is not observed".to_owned());
+        }
         if self.waiting > 0 {
             let s = if self.waiting == 1 { "" } else { "s" };
             notes.push(format!(

@@ -207,6 +207,33 @@ fn in_state(state: &str) -> usize {
         .count()
 }
 
+/// Events for which the kernel did not run a program of this tool, since it was running it already on that CPU: an interrupt
+/// came in between (`__bpf_trace_run`). It happens when the machine is busy, and nothing in the records tells.
+fn missed(tool: &Tool) -> u64 {
+    let folder = fs::read_dir(format!("/proc/{}/fdinfo", tool.id())).expect("its descriptors");
+    folder
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+        .filter_map(|text| {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("recursion_misses:"));
+            line.and_then(|misses| misses.trim().parse::<u64>().ok())
+        })
+        .sum()
+}
+
+/// Ends the tool; nothing if the kernel has missed events, so that its counts cannot be those of the test.
+fn stop(tool: Tool, test: &str) -> Option<Printed> {
+    let missed = missed(&tool);
+    let printed = tool.stop();
+    if missed == 0 {
+        return Some(printed);
+    }
+    eprintln!("SKIPPED {test}: the kernel did not show {missed} events, the machine is busy");
+    None
+}
+
 #[test]
 fn closers_names_the_process_that_closes_first() {
     if skipped("closers_names_the_process_that_closes_first") {
@@ -251,7 +278,9 @@ fn closers_names_the_process_that_closes_first() {
         in_state("08") == 5 && in_state("09") == 0 && in_state("01") == 0
     });
     drop(alone);
-    let printed = tool.stop();
+    let Some(printed) = stop(tool, "closers_names_the_process_that_closes_first") else {
+        return;
+    };
     assert_eq!(printed.status.code(), Some(0));
 
     let rows = groups(&printed, "closers");
@@ -322,7 +351,9 @@ fn closers_tells_listeners_on_one_port_apart() {
         in_state("08") == 0 && in_state("09") == 0
     });
     drop(alone);
-    let printed = tool.stop();
+    let Some(printed) = stop(tool, "closers_tells_listeners_on_one_port_apart") else {
+        return;
+    };
     assert!(met.len() > 1, "the kernel spreads connections: {met:?}");
     let rows = groups(&printed, "closers");
     for server in &servers {
@@ -365,6 +396,7 @@ fn reports_come_at_their_time_and_miss_nothing() {
         made += 1;
     }
     drop(alone);
+    let missed = missed(&tool);
     let printed = tool.wait();
     assert_eq!(printed.status.code(), Some(0));
     let reports = printed.events("closers");
@@ -374,6 +406,10 @@ fn reports_come_at_their_time_and_miss_nothing() {
     }
     for report in &reports {
         assert_eq!(report["seconds"], 0.1);
+    }
+    if missed > 0 {
+        eprintln!("SKIPPED counting: the kernel did not show {missed} events, the machine is busy");
+        return;
     }
     let rows = groups(&printed, "closers");
     assert_eq!(of_process(&rows, server.pid(), "local_fin"), made);
@@ -438,7 +474,9 @@ fn hist_measures_what_the_application_did() {
     });
     let whole = began.elapsed().as_secs_f64();
     drop(alone);
-    let printed = tool.stop();
+    let Some(printed) = stop(tool, "hist_measures_what_the_application_did") else {
+        return;
+    };
     let rows = groups(&printed, "hist");
     let of = |state: &str, pid: u64| {
         let mut rows = rows
@@ -501,7 +539,9 @@ fn hist_leaves_out_what_began_before() {
     drop(before);
     drop(connect());
     drop(alone);
-    let printed = tool.stop();
+    let Some(printed) = stop(tool, "hist_leaves_out_what_began_before") else {
+        return;
+    };
     let rows = groups(&printed, "hist");
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0]["count"], 2, "{rows:?}");
@@ -554,7 +594,11 @@ impl Drop for Nginx {
 
 /// Asks nginx 400 times over eight connections at a time, and tells what `closers` says of the two: closes, and how many of
 /// them this side's.
-fn nginx_and_ab(port: u16, keep_alive: &str, flags: &[&str]) -> HashMap<String, (u64, u64)> {
+fn nginx_and_ab(
+    port: u16,
+    keep_alive: &str,
+    flags: &[&str],
+) -> Option<HashMap<String, (u64, u64)>> {
     let tool = Tool::start(&[
         "closers",
         "-j",
@@ -580,7 +624,7 @@ fn nginx_and_ab(port: u16, keep_alive: &str, flags: &[&str]) -> HashMap<String, 
             .into_iter()
             .all(|state| in_state(state) == 0)
     });
-    let printed = tool.stop();
+    let printed = stop(tool, "nginx")?;
     drop(nginx);
     let mut closed = HashMap::new();
     for row in groups(&printed, "closers") {
@@ -591,7 +635,7 @@ fn nginx_and_ab(port: u16, keep_alive: &str, flags: &[&str]) -> HashMap<String, 
         entry.0 += number("closes");
         entry.1 += number("local_first");
     }
-    closed
+    Some(closed)
 }
 
 /// Connections that the namespace of this thread has accepted.
@@ -629,13 +673,17 @@ fn nginx_closes_first_without_keep_alive_and_its_client_with() {
     own_netns();
     // Besides its requests ab opens up to eight connections that it closes unused: the kernel counts them.
     let before = passive_opens();
-    let off = nginx_and_ab(7441, "0", &[]);
+    let Some(off) = nginx_and_ab(7441, "0", &[]) else {
+        return;
+    };
     let opened = passive_opens() - before;
     assert!((400..=408).contains(&opened), "{opened}");
     assert_eq!(off["nginx"], (opened, 400), "{off:?}");
     assert_eq!(off["ab"], (opened, opened - 400), "{off:?}");
     let before = passive_opens();
-    let on = nginx_and_ab(7442, "60", &["-k"]);
+    let Some(on) = nginx_and_ab(7442, "60", &["-k"]) else {
+        return;
+    };
     let opened = passive_opens() - before;
     assert!((8..=16).contains(&opened), "{opened}");
     assert_eq!(on["nginx"], (opened, 0), "{on:?}");
