@@ -75,6 +75,8 @@ pub mod flags {
     pub const TIME_WAIT: u8 = 1 << 5;
     /// With [`TIME_WAIT`]: the peer's FIN has come (`SOCK_DONE`).
     pub const FIN_RECEIVED: u8 = 1 << 6;
+    /// The first program was not run for this transition, as far as the second can tell: if it was, this is the same once more.
+    pub const SECOND_LOOK: u8 = 1 << 7;
 }
 
 /// One state transition of one socket, as `inet_sock_set_state` saw it.
@@ -258,11 +260,13 @@ pub enum Counter {
     LostTimeWait = 4,
     /// Sockets that were there before, and found the ring buffer full.
     LostSocket = 5,
+    /// Transitions that the first program was not run for, because it was at another one on that CPU: sent by the second.
+    SecondLook = 6,
 }
 
 impl Counter {
     /// How many counters there are.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 7;
 }
 
 const _: () = {

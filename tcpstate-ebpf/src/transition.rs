@@ -1,7 +1,14 @@
 //! The BTF tracepoint on `inet_sock_set_state`: every transition of every full socket.
+//!
+//! The kernel does not run a program for an event on a CPU where that program is already at another one (`prog->active`):
+//! what happens in a softirq that interrupts it would be lost without a word. So there are two programs on the tracepoint, run
+//! one after the other. The first notes which event it was run for, and the second takes those that it was not.
 
 use aya_ebpf::{
-    helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
+    helpers::generated::bpf_ktime_get_ns,
+    macros::{btf_tracepoint, map},
+    maps::PerCpuArray,
+    programs::BtfTracePointContext,
 };
 use tcpstate_common::{
     record::{Counter, RecordKind, TransitionRecord, flags},
@@ -18,8 +25,57 @@ const IPPROTO_TCP: u16 = 6;
 const IPPROTO_SCTP: u16 = 132;
 const IPPROTO_MPTCP: u16 = 262;
 
+/// What tells an event from those that interrupt it: the socket and its new state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Event {
+    socket: u64,
+    new: u64,
+}
+
+/// Per CPU: the event that the first program was run for last, and the one before it.
+#[map]
+static NOTED: PerCpuArray<[Event; 2]> = PerCpuArray::with_max_entries(1, 0);
+
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
+    if let Some([last, before]) = noted() {
+        *before = *last;
+        *last = Event::of(&context);
+    }
+    send(&context, 0)
+}
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn transition_missed(context: BtfTracePointContext) -> i32 {
+    if let Some([last, before]) = noted()
+        && *last == Event::of(&context)
+    {
+        // If this interrupts the second look at another event, that one is to be found as it was.
+        *last = *before;
+        return 0;
+    }
+    ring::count(Counter::SecondLook);
+    send(&context, flags::SECOND_LOOK)
+}
+
+#[inline(always)]
+fn noted() -> Option<&'static mut [Event; 2]> {
+    // SAFETY: the slot belongs to this CPU; what interrupts us leaves it as it has found it.
+    NOTED.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
+}
+
+impl Event {
+    #[inline(always)]
+    fn of(context: &BtfTracePointContext) -> Self {
+        Self {
+            socket: context.arg(0),
+            new: context.arg(2),
+        }
+    }
+}
+
+#[inline(always)]
+fn send(context: &BtfTracePointContext, mut flags: u8) -> i32 {
     let sock = Sock::new(context.arg::<*const u8>(0));
     let old: i32 = context.arg(1);
     let new: i32 = context.arg(2);
@@ -46,17 +102,16 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
         || old == TcpState::FinWait2 as i32
         || old == TcpState::Closing as i32;
     let refused = if closed && in_fin_wait {
-        timewait::refused(&context, sock, own_cookie)
+        timewait::refused(context, sock, own_cookie)
     } else {
         0
     };
 
-    let Some(mut entry) = ring::reserve(&context, Counter::LostTransition) else {
+    let Some(mut entry) = ring::reserve(context, Counter::LostTransition) else {
         return 0;
     };
     // SAFETY: the helper has no requirements.
     let time = unsafe { bpf_ktime_get_ns() };
-    let mut flags = 0;
     let mut process = Process {
         pid: 0,
         tid: 0,
@@ -65,7 +120,7 @@ pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
     if sock.owned()
         && let Some(current) = memory::current_process()
     {
-        flags = flags::OWNED | sock.file_flags();
+        flags |= flags::OWNED | sock.file_flags();
         process = current;
     }
     let parent = if child {

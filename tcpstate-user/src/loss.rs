@@ -15,16 +15,19 @@ pub enum LossKind {
     Unread,
     /// Sockets that were there before, and could not be sent because the ring buffer was full.
     NotFound,
+    /// Events that the kernel did not run our programs for, because they interrupted one on the same CPU.
+    Missed,
 }
 
 impl LossKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::RingFull,
         Self::Undecodable,
         Self::TableFull,
         Self::Unread,
         Self::NotFound,
+        Self::Missed,
     ];
 
     /// The word for it in machine formats.
@@ -36,6 +39,7 @@ impl LossKind {
             Self::TableFull => "table_full",
             Self::Unread => "unread",
             Self::NotFound => "not_found",
+            Self::Missed => "missed",
         }
     }
 
@@ -51,6 +55,9 @@ impl LossKind {
             }
             Self::TableFull => {
                 "connections forgotten, the table was full; use a larger --max-connections or a filter"
+            }
+            Self::Missed => {
+                "events not seen at most, they interrupted our programs on the same CPU; a better --timewait may help"
             }
             Self::NotFound => {
                 "sockets that were there before could not be read, the ring buffer was full; use a larger --buffer"

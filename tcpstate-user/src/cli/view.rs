@@ -228,6 +228,9 @@ impl View {
 
     fn transition(&mut self, event: TransitionEvent) -> io::Result<()> {
         self.name_cgroup(event.cgroup);
+        if self.lifecycle.is_repeated(&event) {
+            return Ok(());
+        }
         for admitted in self.gate.admit(&self.filter, event).into_iter().flatten() {
             let transition = self.lifecycle.transition(admitted.event);
             if !admitted.wanted {
@@ -469,6 +472,7 @@ impl Losses {
             (LossKind::TableFull, view.forgotten()),
             (LossKind::Unread, view.unread),
             (LossKind::NotFound, counters.not_found),
+            (LossKind::Missed, counters.missed),
         ];
         for (kind, total) in seen {
             let count = self.totals.advance(kind, total);

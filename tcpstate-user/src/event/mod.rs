@@ -288,6 +288,8 @@ pub struct TransitionEvent {
     pub refused: Option<TcpState>,
     /// What the connection has done so far, at -> ESTABLISHED and at -> CLOSE.
     pub totals: Option<Totals>,
+    /// The kernel may not have run our first program for it: if it did, this is the same event once more.
+    pub second_look: bool,
     /// The task in whose context this happened; `None` if a packet or a timer caused it.
     pub context: Option<Context>,
 }
@@ -392,6 +394,7 @@ impl TransitionEvent {
                     record.srtt_us,
                 )
             }),
+            second_look: record.flags & flags::SECOND_LOOK != 0,
             context: (record.flags & flags::OWNED != 0).then(|| Context {
                 pid: record.pid,
                 tid: record.tid,

@@ -5,6 +5,7 @@ mod capability;
 mod cgroup;
 mod existing;
 mod format;
+mod misses;
 mod netns;
 mod observer;
 mod owners;

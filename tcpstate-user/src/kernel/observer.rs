@@ -180,6 +180,11 @@ impl TimeWaitHook {
         pairing.into_iter().chain(programs.iter().copied())
     }
 
+    /// The names of its programs.
+    pub(super) fn program_names(self, plan: &Plan) -> impl Iterator<Item = &'static str> {
+        self.programs(plan).map(|(name, _)| name)
+    }
+
     /// Loads its programs.
     pub(super) fn load(
         self,

@@ -62,6 +62,7 @@ impl Hook {
                 "user ids, cgroups, network namespaces, errors",
                 "the life of TIME_WAIT",
                 "sockets that were there before, and their processes",
+                "what an interrupt does while another BPF program runs on its CPU, and on older kernels how often",
                 "socket cookies: connections are told apart by socket address, which the kernel reuses",
             ],
         }
@@ -117,6 +118,19 @@ impl Plan {
         let why = |(observer, why): &(TimeWaitHook, String)| format!("{}: {why}", observer.word());
         let all: Vec<_> = self.refused.iter().map(why).collect();
         all.join("; ")
+    }
+
+    /// The programs of which it matters how often the kernel did not run them.
+    pub(super) fn programs(&self) -> Vec<&'static str> {
+        let hook = match self.hook {
+            Hook::BtfTracepoint => TRANSITION[0],
+            Hook::Tracepoint => "classic",
+        };
+        let observer = self
+            .timewait
+            .into_iter()
+            .flat_map(|observer| observer.program_names(self));
+        std::iter::once(hook).chain(observer).collect()
     }
 
     /// The names of the hooks in use.
@@ -494,14 +508,21 @@ fn load_maps(plan: &Plan, request: &Request, kernel_types: Option<&Btf>) -> Resu
     loader.load(OBJECT).map_err(|error| maps_reason(&error))
 }
 
+/// In the order in which they are to be run: the second takes what the first one missed.
+const TRANSITION: [&str; 2] = ["transition", "transition_missed"];
+
 fn load_btf(ebpf: &mut Ebpf, kernel_types: &Btf) -> Result<(), ProgramError> {
-    let program: &mut BtfTracePoint = observer::program(ebpf, "transition")?;
-    program.load(TRACEPOINT, kernel_types)
+    TRANSITION.iter().try_for_each(|name| {
+        observer::program::<BtfTracePoint>(ebpf, name)?.load(TRACEPOINT, kernel_types)
+    })
 }
 
 fn attach_btf(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
-    let program: &mut BtfTracePoint = observer::program(ebpf, "transition")?;
-    program.attach().map(|_| ())
+    TRANSITION.iter().try_for_each(|name| {
+        observer::program::<BtfTracePoint>(ebpf, name)?
+            .attach()
+            .map(|_| ())
+    })
 }
 
 /// How wide the bucket of the timer wheel is that a timer of 60 s lies in, in ticks as a power of two: `LVL_START` in
@@ -539,10 +560,12 @@ pub(super) fn reason(error: &ProgramError) -> String {
             verifier_log,
         } => {
             let log = verifier_log.to_string();
-            let last = log
-                .lines()
-                .rev()
-                .find(|line| !line.trim().is_empty() && !line.starts_with("processed "));
+            let last = log.lines().rev().find(|line| {
+                !line.trim().is_empty()
+                    && !line.starts_with("processed ")
+                    && !line.starts_with("stack depth ")
+                    && !line.starts_with("verification time ")
+            });
             match last {
                 Some(line) => format!("the kernel refused the program: {io_error}: {line}"),
                 None => format!("the kernel refused the program: {io_error}"),

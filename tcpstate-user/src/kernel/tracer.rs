@@ -9,7 +9,10 @@ use aya_log::EbpfLogger;
 use tcpstate_common::record::Counter;
 use tokio::io::unix::AsyncFd;
 
-use super::plan::{Attached, Plan};
+use super::{
+    misses::Misses,
+    plan::{Attached, Plan},
+};
 use crate::{message::say, sink::OtherProtocols};
 
 /// Hooks in place: dropping it removes them.
@@ -17,6 +20,8 @@ use crate::{message::say, sink::OtherProtocols};
 pub struct Tracer {
     ring: AsyncFd<RingBuf<MapData>>,
     counters: PerCpuArray<MapData, u64>,
+    /// Of the program for transitions first.
+    misses: Vec<Misses>,
     logger: Option<EbpfLogger<Messages>>,
     start: u64,
     attached: Attached,
@@ -27,6 +32,8 @@ pub struct Tracer {
 pub struct Counters {
     /// Records that found the ring buffer full.
     pub lost: u64,
+    /// Events that the kernel did not run our programs for: at most so many were ours.
+    pub missed: u64,
     /// Sockets that were there before, and found the ring buffer full.
     pub not_found: u64,
     /// Transitions of protocols that were not asked for.
@@ -62,10 +69,18 @@ impl Tracer {
         let counters = PerCpuArray::try_from(take_map(&mut ebpf, "COUNTERS")?)?;
         // SAFETY: the ring owns its descriptor, always the same one, and closes it when dropped.
         let ring = unsafe { AsyncFd::register(ring) }.context("cannot wait for the ring buffer")?;
+        let misses = attached
+            .plan
+            .programs()
+            .into_iter()
+            .map(|program| Misses::of(&ebpf, program))
+            .collect::<Result<_, _>>()
+            .context("cannot see how often the kernel passes our programs over")?;
         drop(ebpf);
         Ok(Self {
             ring,
             counters,
+            misses,
             logger,
             start,
             attached,
@@ -123,7 +138,17 @@ impl Tracer {
                 .context("cannot read the counters")?;
             Ok(values.iter().sum())
         };
+        // Before what the second program has counted: it does so later.
+        let passed_over = self
+            .misses
+            .iter()
+            .map(Misses::count)
+            .collect::<Result<Vec<_>, _>>()
+            .context("cannot read how often the kernel passes our programs over")?;
+        let (first, others) = passed_over.split_first().unwrap_or((&0, &[]));
+        let unseen = first.saturating_sub(sum(Counter::SecondLook)?);
         Ok(Counters {
+            missed: unseen + others.iter().sum::<u64>(),
             lost: sum(Counter::LostTransition)? + sum(Counter::LostTimeWait)?,
             not_found: sum(Counter::LostSocket)?,
             other_protocols: OtherProtocols {

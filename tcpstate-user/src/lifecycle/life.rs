@@ -104,6 +104,7 @@ impl Life {
                 error: None,
                 refused: None,
                 totals: None,
+                second_look: false,
                 context: None,
             },
         }

@@ -184,6 +184,7 @@ impl Lifecycle {
     /// Understands one event, and passes on what it means: nothing, or one or more transitions.
     pub fn event(&mut self, event: Event, mut out: impl FnMut(Transition)) {
         match event {
+            Event::Transition(event) if self.is_repeated(&event) => {}
             Event::Transition(event) => {
                 let transition = self.transition(event);
                 if let Some(transition) = self.hold(transition) {
@@ -243,6 +244,21 @@ impl Lifecycle {
             counts.damaged += u64::from(transition.damaged);
             out(named(cgroups, transition));
         });
+    }
+
+    /// Whether an event is one that is known already: our second program takes those that the kernel did not run the first
+    /// one for, and may be wrong about that.
+    #[must_use]
+    pub fn is_repeated(&self, event: &TransitionEvent) -> bool {
+        let id = event
+            .cookie
+            .or_else(|| self.identities.current(event.socket));
+        let known = id.and_then(|id| self.connections.get(&id));
+        event.second_look
+            && event.old != event.new
+            && known.map_or(event.new == TcpState::Close, |connection| {
+                connection.state == event.new
+            })
     }
 
     /// Understands one transition of a full socket. One that gives way to its minisocket goes on in that one's state.
