@@ -101,8 +101,8 @@ pub struct Config {
     pub cookie_helper: u32,
     /// 1 if `bpf_get_current_task_btf` may be called (Linux 5.11 and later), else 0.
     pub task_helper: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// 1 if minisockets are born in `inet_twsk_hashdance_schedule` (Linux 6.10 and later), else 0.
+    pub hashdance: u32,
 }
 
 impl Config {
@@ -118,7 +118,7 @@ impl Config {
             bucket_shift: 0,
             cookie_helper: 0,
             task_helper: 0,
-            padding: 0,
+            hashdance: 0,
         }
     }
 }

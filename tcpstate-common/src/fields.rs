@@ -90,6 +90,8 @@ const TOTALS: &str = "bytes, retransmissions and round-trip time of connections"
 const TIMEWAIT: &str = "the life of TIME_WAIT";
 const EXISTING: &str = "sockets that were there before";
 const SCAN: &str = "the processes of sockets that were there before";
+const NETNS_GONE: &str =
+    "that a TIME_WAIT ends with its network namespace, with fentry and kprobes on some kernels";
 const LISTENER: &str = "a passive connection has no owner before its process uses it";
 
 fields! {
@@ -105,6 +107,9 @@ fields! {
         bound_lport:    "inet_sock", "inet_sport", 2, Need::Optional("the local port of a closed socket");
         netns:          "sock", "__sk_common.skc_net.net", 8, Need::Optional("network namespaces");
         netns_inode:    "net", "ns.inum", 4, Need::Optional("network namespace numbers");
+        netns_count:    "net", "count.refs.counter", 4, Need::OneOf(NETNS_GONE);
+        netns_ns_count: "net", "ns.count.refs.counter", 4, Need::OneOf(NETNS_GONE);
+        netns_ns_ref:   "net", "ns.__ns_ref.refs.counter", 4, Need::OneOf(NETNS_GONE);
         netns_cookie:   "net", "net_cookie", 8, Need::Optional("network namespaces are known by a number that the kernel reuses");
         cookie:         "sock", "__sk_common.skc_cookie", 8, Need::Optional(LISTENER);
         bind_node:      "sock", "__sk_common.skc_bind_node", 16, Need::Optional(LISTENER);

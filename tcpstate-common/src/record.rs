@@ -25,6 +25,8 @@ pub enum RecordKind {
     TimeWaitEnded = 7,
     /// A [`TimeWaitRecord`] of the functions themselves: its time is over.
     TimeWaitTimedOut = 8,
+    /// A [`TimeWaitRecord`] of the functions themselves: it is freed, in a network namespace that is gone.
+    TimeWaitFreed = 13,
     /// A [`TimeWaitRecord`] that says which full socket a minisocket came from, where cookies do not.
     TimeWaitPaired = 9,
     /// A [`TimeWaitRecord`] of a full socket that was refused a minisocket.
@@ -36,7 +38,7 @@ pub enum RecordKind {
 }
 
 impl RecordKind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Transition,
         Self::TimeWaitArmed,
         Self::TimeWaitCancelled,
@@ -49,6 +51,7 @@ impl RecordKind {
         Self::TimeWaitRefused,
         Self::Socket,
         Self::TimeWaitFound,
+        Self::TimeWaitFreed,
     ];
 
     /// The kind with this number, if there is one.
@@ -168,7 +171,7 @@ pub struct TimeWaitRecord {
     pub cookie: u64,
     /// Address of the minisocket; zero if it was refused.
     pub minisocket: u64,
-    /// Address of the full socket, if it was paired or refused.
+    /// Address of the full socket, if it was told.
     pub socket: u64,
     /// Cookie of the network namespace.
     pub netns_cookie: u64,

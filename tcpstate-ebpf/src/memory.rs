@@ -421,6 +421,19 @@ impl Minisocket {
         )
     }
 
+    /// Whether its network namespace has no process, socket or name any more (`check_net`).
+    #[inline(always)]
+    pub(crate) fn is_netns_gone(self) -> bool {
+        let net = read!(self.0, netns as u64);
+        let known = constant!(OFFSETS.netns_count) != ABSENT
+            || constant!(OFFSETS.netns_ns_count) != ABSENT
+            || constant!(OFFSETS.netns_ns_ref) != ABSENT;
+        let count = read!(net, netns_count as u32)
+            | read!(net, netns_ns_count as u32)
+            | read!(net, netns_ns_ref as u32);
+        known && net != 0 && count == 0
+    }
+
     #[inline(always)]
     pub(crate) fn ends(self) -> Ends {
         const IPPROTO_TCP: u16 = 6;

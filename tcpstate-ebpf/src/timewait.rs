@@ -69,10 +69,11 @@ pub(crate) fn send(context: &impl EbpfContext, minisocket: Minisocket, step: &St
         return;
     }
     let cookie = minisocket.cookie();
-    match step.kind {
-        RecordKind::TimeWaitArmed | RecordKind::TimeWaitBorn => remember(cookie),
-        RecordKind::TimeWaitPaired => remember(step.socket),
-        _ => {}
+    if matches!(
+        step.kind,
+        RecordKind::TimeWaitArmed | RecordKind::TimeWaitBorn
+    ) {
+        remember(cookie);
     }
     let substate = minisocket.substate();
     // SAFETY: the helper has no requirements.
@@ -163,23 +164,53 @@ fn is_wanted(ends: &Ends, (cookie, inode): (u64, u32)) -> bool {
 #[inline(always)]
 fn scheduled(context: &impl EbpfContext, minisocket: Minisocket, ticks: i32, again: bool) {
     // What does not run any more is not started again (`mod_timer_pending`).
-    if again && !minisocket.pending() {
-        return;
+    if again && minisocket.pending() {
+        started(context, minisocket, ticks, RecordKind::TimeWaitRestarted, 0);
     }
-    let kind = if again {
-        RecordKind::TimeWaitRestarted
-    } else {
-        RecordKind::TimeWaitBorn
-    };
+    if !again && constant!(CONFIG.hashdance) == 0 {
+        started(context, minisocket, ticks, RecordKind::TimeWaitBorn, 0);
+    }
+}
+
+/// `inet_twsk_hashdance_schedule(tw, sk, .., timeo)`: a minisocket takes the place of a full socket, and its timer is about
+/// to be started. The call of `__inet_twsk_schedule` in it may have been inlined.
+#[inline(always)]
+fn born(context: &impl EbpfContext, minisocket: Minisocket, socket: u64, ticks: i32) {
+    started(context, minisocket, ticks, RecordKind::TimeWaitBorn, socket);
+}
+
+#[inline(always)]
+fn started(
+    context: &impl EbpfContext,
+    minisocket: Minisocket,
+    ticks: i32,
+    kind: RecordKind,
+    socket: u64,
+) {
     // SAFETY: the helper has no requirements.
     let now = unsafe { bpf_jiffies64() };
     let step = Step {
         kind,
         due: now.wrapping_add_signed(i64::from(ticks)),
-        socket: 0,
+        socket,
         callers: Wanted::No,
     };
     send(context, minisocket, &step);
+}
+
+/// `tcp_twsk_destructor(sk)`: it is freed. In a network namespace that is gone, that may be the first that is heard of its
+/// end: `inet_twsk_deschedule_put` may have been inlined into `inet_twsk_purge`.
+#[inline(always)]
+fn freed(context: &impl EbpfContext, minisocket: Minisocket) {
+    if minisocket.is_netns_gone() {
+        let step = Step {
+            kind: RecordKind::TimeWaitFreed,
+            due: minisocket.due(),
+            socket: 0,
+            callers: Wanted::Yes,
+        };
+        send(context, minisocket, &step);
+    }
 }
 
 /// `inet_twsk_deschedule_put(tw)`: it ends now, unless its timer has just expired on another CPU.
@@ -233,18 +264,18 @@ fn expires(substate: u8, due: u64) -> u64 {
     }
 }
 
-/// The connection whose minisocket was born last on this CPU: its cookie, or the address of its full socket.
+/// Cookie of the connection whose minisocket was born last on this CPU.
 #[map]
 static LAST_BORN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[inline(always)]
-fn remember(connection: u64) {
-    if constant!(CONFIG.time_wait_begin) == 0 || connection == 0 {
+fn remember(cookie: u64) {
+    if constant!(CONFIG.time_wait_begin) == 0 {
         return;
     }
     if let Some(last) = LAST_BORN.get_ptr_mut(0) {
         // SAFETY: the slot belongs to this CPU.
-        unsafe { *last = connection };
+        unsafe { *last = cookie };
     }
 }
 
@@ -260,8 +291,8 @@ pub(crate) fn refused(context: &impl EbpfContext, sock: Sock, cookie: u64) -> u8
     if begin == 0 {
         return 0;
     }
-    let connection = if cookie == 0 { sock.pointer() } else { cookie };
-    if LAST_BORN.get(0).is_none_or(|last| *last == connection) {
+    // Without cookies every call chain is looked at: the next socket may have the address of this one.
+    if cookie != 0 && LAST_BORN.get(0).is_none_or(|last| *last == cookie) {
         return 0;
     }
     let mut callers: Callers = [0; CALLERS];

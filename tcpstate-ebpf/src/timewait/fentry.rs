@@ -5,7 +5,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext},
 };
 
-use super::{descheduled, paired, scheduled, send_refused, timed_out};
+use super::{born, descheduled, freed, paired, scheduled, send_refused, timed_out};
 use crate::memory::{Minisocket, Sock};
 
 #[fentry(function = "__inet_twsk_schedule")]
@@ -30,6 +30,21 @@ pub(crate) fn fentry_descheduled(context: FEntryContext) -> i32 {
 #[fentry(function = "tw_timer_handler")]
 pub(crate) fn fentry_timed_out(context: FEntryContext) -> i32 {
     timed_out(&context, context.arg::<*const u8>(0) as u64);
+    0
+}
+
+#[fentry(function = "inet_twsk_hashdance_schedule")]
+pub(crate) fn fentry_born(context: FEntryContext) -> i32 {
+    let minisocket = Minisocket::new(context.arg::<*const u8>(0) as u64);
+    let socket = context.arg::<*const u8>(1) as u64;
+    born(&context, minisocket, socket, context.arg(3));
+    0
+}
+
+#[fentry(function = "tcp_twsk_destructor")]
+pub(crate) fn fentry_freed(context: FEntryContext) -> i32 {
+    let minisocket = Minisocket::new(context.arg::<*const u8>(0) as u64);
+    freed(&context, minisocket);
     0
 }
 

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{macros::kprobe, programs::ProbeContext};
 
-use super::{descheduled, paired, scheduled, timed_out};
+use super::{born, descheduled, freed, paired, scheduled, timed_out};
 use crate::memory::Minisocket;
 
 #[kprobe(function = "__inet_twsk_schedule")]
@@ -29,6 +29,24 @@ pub(crate) fn kprobe_descheduled(context: ProbeContext) -> u32 {
 pub(crate) fn kprobe_timed_out(context: ProbeContext) -> u32 {
     if let Some(timer) = context.arg(0) {
         timed_out(&context, timer);
+    }
+    0
+}
+
+#[kprobe(function = "inet_twsk_hashdance_schedule")]
+pub(crate) fn kprobe_born(context: ProbeContext) -> u32 {
+    if let (Some(minisocket), Some(socket), Some(ticks)) =
+        (context.arg(0), context.arg(1), context.arg(3))
+    {
+        born(&context, Minisocket::new(minisocket), socket, ticks);
+    }
+    0
+}
+
+#[kprobe(function = "tcp_twsk_destructor")]
+pub(crate) fn kprobe_freed(context: ProbeContext) -> u32 {
+    if let Some(minisocket) = context.arg(0) {
+        freed(&context, Minisocket::new(minisocket));
     }
     0
 }

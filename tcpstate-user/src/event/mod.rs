@@ -317,6 +317,7 @@ impl Event {
             RecordKind::TimeWaitRestarted => timewait(TimeWaitStep::Restarted),
             RecordKind::TimeWaitEnded => timewait(TimeWaitStep::Ended),
             RecordKind::TimeWaitTimedOut => timewait(TimeWaitStep::TimedOut),
+            RecordKind::TimeWaitFreed => timewait(TimeWaitStep::Freed),
             RecordKind::TimeWaitPaired => timewait(TimeWaitStep::Paired),
             RecordKind::TimeWaitRefused => timewait(TimeWaitStep::Refused),
             RecordKind::TimeWaitFound => timewait(TimeWaitStep::Found),

@@ -25,6 +25,8 @@ pub enum TimeWaitStep {
     Ended,
     /// Functions: its time is over.
     TimedOut,
+    /// Functions: it is freed, and its network namespace is gone. That may be the only sign of its end.
+    Freed,
     /// It took the place of the full socket at this address; told where cookies do not.
     Paired,
     /// There is none: the full socket at this address was refused one.
@@ -46,7 +48,7 @@ pub struct TimeWaitEvent {
     pub cookie: Option<u64>,
     /// Address of the minisocket: an identity while it lives.
     pub minisocket: u64,
-    /// Address of the full socket, if it was paired or refused.
+    /// Address of the full socket, if it was told.
     pub socket: Option<u64>,
     /// Network namespace: cookie.
     pub netns_cookie: Option<u64>,

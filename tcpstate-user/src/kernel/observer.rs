@@ -73,6 +73,7 @@ const FENTRY: &[(&str, Place)] = &[
         "fentry_descheduled",
         Place::Entry("inet_twsk_deschedule_put"),
     ),
+    ("fentry_freed", Place::Entry("tcp_twsk_destructor")),
     ("fexit_allocated", Place::Exit("inet_twsk_alloc")),
     ("fentry_scheduled", Place::Entry("__inet_twsk_schedule")),
 ];
@@ -82,6 +83,7 @@ const KPROBE: &[(&str, Place)] = &[
         "kprobe_descheduled",
         Place::Kprobe("inet_twsk_deschedule_put"),
     ),
+    ("kprobe_freed", Place::Kprobe("tcp_twsk_destructor")),
     ("kprobe_scheduled", Place::Kprobe("__inet_twsk_schedule")),
 ];
 const TIMER: &[(&str, Place)] = &[
@@ -167,17 +169,29 @@ impl TimeWaitHook {
         }
     }
 
-    /// Its programs. Where sockets have no cookies, one more tells which full socket a minisocket came from.
+    /// Its programs. Where births have a function of their own, that is looked at. Where sockets have no cookies, one more
+    /// tells which full socket a minisocket came from.
     fn programs(self, plan: &Plan) -> impl Iterator<Item = (&'static str, Place)> {
-        const FUNCTION: &str = "inet_twsk_hashdance";
-        let (programs, pairing) = match self {
-            Self::Fentry => (FENTRY, Some(("fentry_paired", Place::Entry(FUNCTION)))),
-            Self::Kprobe => (KPROBE, Some(("kprobe_paired", Place::Kprobe(FUNCTION)))),
-            Self::Timer => (TIMER, None),
-            Self::Poll => (&[][..], None),
+        const HASHDANCE: &str = "inet_twsk_hashdance_schedule";
+        const PAIRING: &str = "inet_twsk_hashdance";
+        let programs = match self {
+            Self::Fentry => FENTRY,
+            Self::Kprobe => KPROBE,
+            Self::Timer => TIMER,
+            Self::Poll => &[],
         };
-        let pairing = pairing.filter(|_| !plan.cookie_helper);
-        pairing.into_iter().chain(programs.iter().copied())
+        let more = match self {
+            Self::Fentry if plan.callers.hashdance() => {
+                Some(("fentry_born", Place::Entry(HASHDANCE)))
+            }
+            Self::Kprobe if plan.callers.hashdance() => {
+                Some(("kprobe_born", Place::Kprobe(HASHDANCE)))
+            }
+            Self::Fentry if !plan.cookie_helper => Some(("fentry_paired", Place::Entry(PAIRING))),
+            Self::Kprobe if !plan.cookie_helper => Some(("kprobe_paired", Place::Kprobe(PAIRING))),
+            Self::Fentry | Self::Kprobe | Self::Timer | Self::Poll => None,
+        };
+        programs.iter().copied().chain(more)
     }
 
     /// The names of its programs.

@@ -492,7 +492,7 @@ fn load_maps(plan: &Plan, request: &Request, kernel_types: Option<&Btf>) -> Resu
         bucket_shift: bucket_shift(clock::tick()),
         cookie_helper: plan.cookie_helper.into(),
         task_helper: plan.task_helper.into(),
-        padding: 0,
+        hashdance: plan.callers.hashdance().into(),
     };
     let mut loader = EbpfLoader::new();
     loader

@@ -36,6 +36,7 @@ pub struct Callers {
     ranges: Vec<(u64, u64, Caller)>,
     timer_handler: Option<u64>,
     time_wait: Option<(u64, u64)>,
+    hashdance: bool,
 }
 
 impl Callers {
@@ -51,6 +52,7 @@ impl Callers {
             else {
                 continue;
             };
+            found.hashdance |= name == "inet_twsk_hashdance_schedule";
             let starts = Place::named(name);
             if open.is_none() && starts.is_none() {
                 continue;
@@ -87,6 +89,12 @@ impl Callers {
     #[must_use]
     pub const fn time_wait(&self) -> Option<(u64, u64)> {
         self.time_wait
+    }
+
+    /// Whether minisockets are born in `inet_twsk_hashdance_schedule` (Linux 6.10 and later); also without the privilege.
+    #[must_use]
+    pub const fn hashdance(&self) -> bool {
+        self.hashdance
     }
 
     /// Address of `tw_timer_handler`, by which timers of minisockets are known.
@@ -145,6 +153,7 @@ mod tests {
              ffffffff82006000 t tw_timer_handler\nffffffff82007000 T tcp_v4_rcv\n\
              ffffffff82008000 T tcp_time_wait\nffffffff82008100 T other\nffffffff82009000 t tcp_abort.cold\nffffffff82009100 t last\n",
         );
+        assert!(!callers.hashdance());
         assert_eq!(callers.timer_handler(), Some(0xffff_ffff_8200_6000));
         assert_eq!(
             callers.time_wait(),

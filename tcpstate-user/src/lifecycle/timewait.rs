@@ -178,6 +178,12 @@ impl MiniSockets {
             }
             TimeWaitStep::Born => self.born(&event),
             TimeWaitStep::Ended => self.end_early(&event, unseen, out),
+            TimeWaitStep::Freed => {
+                let purged = self.callers.find(&event.callers) == Some(Caller::Purge);
+                if self.knows(&event) || purged {
+                    self.end_early(&event, unseen, out);
+                }
+            }
             TimeWaitStep::Paired => {
                 if let Some(socket) = event.socket
                     && self.knows(&event)
@@ -451,7 +457,10 @@ impl MiniSockets {
             .lives
             .swap_remove(&event.minisocket)
             .filter(|life| life.is(event.cookie));
-        let told = matches!(event.step, TimeWaitStep::Ended | TimeWaitStep::TimedOut);
+        let told = matches!(
+            event.step,
+            TimeWaitStep::Ended | TimeWaitStep::TimedOut | TimeWaitStep::Freed
+        );
         if told {
             // It was taken off just as it expired, on two processors.
             if known.is_none() && self.has_ended(event) {

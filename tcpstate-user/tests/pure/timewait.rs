@@ -601,3 +601,28 @@ fn without_cookies_a_minisocket_is_paired_with_its_full_socket() {
     let lines = understood(&mut lifecycle, &other);
     assert!(lines[0].connection > OWN_IDS + OWN_IDS / 2);
 }
+
+/// Where `inet_twsk_deschedule_put` is inlined into `inet_twsk_purge`, that it is freed is the only sign.
+#[test]
+fn a_minisocket_that_is_freed_with_its_namespace_has_ended_once() {
+    let mut lifecycle = lifecycle();
+    let at = START + 5 * SECOND;
+    for cookie in [1, 2] {
+        let born = timer(RecordKind::TimeWaitBorn, cookie, at, TimeWait, MINUTE);
+        understood(&mut lifecycle, &born);
+    }
+    let purged = |kind, cookie| TimeWaitRecord {
+        callers: [1, 0xffff_ffff_8200_5010, 0, 0, 0, 0, 0, 0],
+        ..timer(kind, cookie, at + SECOND, TimeWait, MINUTE - SECOND)
+    };
+    let gone = [(TimeWait, Close, exact(SECOND), Some(Reason::NamespaceGone))];
+    let lines = understood(&mut lifecycle, &purged(RecordKind::TimeWaitFreed, 1));
+    assert_eq!(told(&lines), gone);
+    let lines = understood(&mut lifecycle, &purged(RecordKind::TimeWaitEnded, 2));
+    assert_eq!(told(&lines), gone);
+    let lines = understood(&mut lifecycle, &purged(RecordKind::TimeWaitFreed, 2));
+    assert_eq!(lines, []);
+    // Freed after an end that was told long ago, not by the purge.
+    let freed = timer(RecordKind::TimeWaitFreed, 3, at + SECOND, TimeWait, 0);
+    assert_eq!(understood(&mut lifecycle, &freed), []);
+}
