@@ -184,7 +184,14 @@ pub struct Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let missing = capability::missing();
-        if missing.is_empty() {
+        let lockdown = capability::lockdown().filter(|state| capability::forbids_reading(state));
+        if let Some(lockdown) = &lockdown {
+            write!(
+                out,
+                "this kernel is locked down ({lockdown}): programs may not read its memory, so no hook for TCP state \
+                 transitions can be used; start it with another lockdown= or none"
+            )?;
+        } else if missing.is_empty() {
             write!(
                 out,
                 "this kernel lets us use no hook for TCP state transitions"
@@ -202,7 +209,7 @@ impl fmt::Display for Refused {
                 write!(out, "\n  {}: {why}", hook.label())?;
             }
         }
-        if missing.is_empty() {
+        if missing.is_empty() && lockdown.is_none() {
             write!(
                 out,
                 "\nLinux 5.8 or later is needed; `tcpstate probe` shows what this one has"

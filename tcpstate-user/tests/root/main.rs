@@ -6,6 +6,9 @@
 
 mod filters;
 mod hostile;
+mod netem;
+mod probe;
+mod smp;
 mod support;
 mod timewait;
 mod trace;
