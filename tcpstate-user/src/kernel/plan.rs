@@ -485,7 +485,7 @@ fn reason(error: &ProgramError) -> String {
             let last = log
                 .lines()
                 .rev()
-                .find(|line| !line.trim().is_empty() && !line.starts_with("processed "));
+                .find(|line| !line.trim().is_empty() && !is_statistics(line));
             match last {
                 Some(line) => format!("the kernel refused the program: {io_error}: {line}"),
                 None => format!("the kernel refused the program: {io_error}"),
@@ -493,6 +493,19 @@ fn reason(error: &ProgramError) -> String {
         }
         other => chain(other),
     }
+}
+
+/// What the verifier adds after its last words (`print_verification_stats` in kernel/bpf/verifier.c).
+fn is_statistics(line: &str) -> bool {
+    const BEGINNINGS: [&str; 4] = [
+        "processed ",
+        "insns processed ",
+        "stack depth ",
+        "verification time ",
+    ];
+    BEGINNINGS
+        .iter()
+        .any(|beginning| line.starts_with(beginning))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

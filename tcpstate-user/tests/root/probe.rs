@@ -121,7 +121,11 @@ fn agree(tcpstate: Start<'_>, port: u16) {
         let status = trace.wait().expect("it ends");
         assert_eq!(status.code(), Some(2), "{message}");
         for hook in said["hooks"].as_array().expect("a list") {
-            assert!(message.contains(text(&hook["reason"])), "{hook}: {message}");
+            let reason = without_names(text(&hook["reason"]));
+            assert!(
+                without_names(&message).contains(&reason),
+                "{reason}: {message}"
+            );
         }
         return;
     }
@@ -153,6 +157,11 @@ fn agree(tcpstate: Start<'_>, port: u16) {
         Value::Null
     };
     assert_eq!(lines[0]["pid"], pid);
+}
+
+/// Without what is in backquotes: which of the maps is made first, and fails, is not the same each time.
+fn without_names(message: &str) -> String {
+    message.split('`').step_by(2).collect()
 }
 
 /// A lockdown that leaves no hook is named as the reason: the kernel's own answer is only "operation not permitted".

@@ -39,7 +39,16 @@ pub fn text(kernel: &Kernel, results: &Results) -> Option<String> {
     let (probe, release) = (results.probe.as_ref()?, results.kernel.as_deref()?);
     let mut text = String::new();
     for line in &probe.lines {
-        text.push_str(line.replace(release, kernel.name).trim_end());
+        let line = line.replace(release, kernel.name);
+        // Which of the maps is made first, and fails, is not the same each time.
+        let line = match line.split_once(" map `") {
+            Some((before, rest)) => {
+                let (_, after) = rest.split_once('`').unwrap_or(("", rest));
+                format!("{before} map{after}")
+            }
+            None => line,
+        };
+        text.push_str(line.trim_end());
         text.push('\n');
     }
     if probe.status != 0 {
