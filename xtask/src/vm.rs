@@ -28,7 +28,7 @@ use self::image::Programs;
 use self::kernel::{KERNELS, Kernel};
 use self::lock::Lock;
 use self::orders::Orders;
-use self::outcome::{Outcome, seconds};
+use self::outcome::{Outcome, Took, seconds};
 use self::protocol::Verdict;
 use self::qemu::Guest;
 use self::results::Results;
@@ -119,7 +119,7 @@ pub fn perform(args: &Args, checkout: &Checkout) -> Result<ExitCode> {
     for (kernel, variant) in args.wanted() {
         let title = variant.title(kernel.name);
         let mut results = Results::default();
-        let mut took = Duration::ZERO;
+        let mut took = Took::default();
         let mut run = Run {
             title: &title,
             args,
@@ -236,7 +236,7 @@ struct Run<'a> {
     programs: &'a Programs,
     folder: &'a Path,
     results: &'a mut Results,
-    took: &'a mut Duration,
+    took: &'a mut Took,
 }
 
 impl Run<'_> {
@@ -266,11 +266,14 @@ impl Run<'_> {
             self.title,
             guest.console.display()
         );
-        let began = Instant::now();
+        let (began, used) = (Instant::now(), qemu::processor_time());
         let ended = guest.run(self.results, |line, results| {
             follow(self.title, line, results);
         });
-        *self.took = began.elapsed();
+        *self.took = Took {
+            time: began.elapsed(),
+            processor: qemu::processor_time().saturating_sub(used),
+        };
         ended?;
         if self.results.announced() == 0 {
             bail!(

@@ -20,7 +20,15 @@ pub struct Outcome {
     pub results: Results,
     /// It did all it was asked to.
     pub whole: bool,
-    pub took: Duration,
+    pub took: Took,
+}
+
+/// How long a guest took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Took {
+    pub time: Duration,
+    /// Of this machine's processors.
+    pub processor: Duration,
 }
 
 impl Outcome {
@@ -76,13 +84,14 @@ impl Outcome {
     /// The guest's lines of the table: one for itself, one for each plan.
     pub fn print_rows(&self) {
         println!(
-            "{}: Linux {}, {}",
+            "{}: Linux {}, {} ({} of processor time)",
             self.title(),
             self.results
                 .kernel
                 .as_deref()
                 .map_or_else(|| "did not start".into(), shown),
-            seconds(self.took)
+            seconds(self.took.time),
+            seconds(self.took.processor)
         );
         println!("    passed failed skipped not run  tests");
         for (plan, tests) in self.of_plans() {
