@@ -1,4 +1,4 @@
-//! The Debian packages that building bpf-linker takes.
+//! The Debian packages that building bpf-linker, and virtual machines, take.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,7 +11,15 @@ use crate::{command, root};
 /// Where llvm-22-dev puts LLVM.
 pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-const PACKAGES: [&str; 3] = ["llvm-22-dev", "libzstd-dev", "zlib1g-dev"];
+const FOR_LINKER: [&str; 3] = ["llvm-22-dev", "libzstd-dev", "zlib1g-dev"];
+/// qemu, what unpacks kernels, and the programs that the tests start in a guest.
+const FOR_GUESTS: [&str; 5] = [
+    "iproute2",
+    "mount",
+    "qemu-system-x86",
+    "util-linux",
+    "xz-utils",
+];
 
 pub fn is_here() -> bool {
     command::exists("apt-get") && command::exists("dpkg-query")
@@ -24,9 +32,14 @@ pub fn llvm_prefix_of_user() -> Option<OsString> {
 
 /// The packages that are wanted and not installed; none on other systems.
 pub fn missing() -> Vec<&'static str> {
-    if !is_here() || llvm_prefix_of_user().is_some() {
+    if !is_here() {
         return Vec::new();
     }
+    let for_linker: &[_] = if llvm_prefix_of_user().is_some() {
+        &[]
+    } else {
+        &FOR_LINKER
+    };
     let installed = |package: &str| {
         let mut query = Command::new("dpkg-query");
         query.args(["--show", "--showformat=${db:Status-Status}\n", package]);
@@ -34,8 +47,10 @@ pub fn missing() -> Vec<&'static str> {
         command::answer(&mut query)
             .is_some_and(|states| states.lines().any(|state| state == "installed"))
     };
-    PACKAGES
-        .into_iter()
+    for_linker
+        .iter()
+        .chain(&FOR_GUESTS)
+        .copied()
         .filter(|package| !installed(package))
         .collect()
 }

@@ -38,7 +38,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what rebuilding the eBPF object needs
+    /// Install what rebuilding the eBPF object and virtual machines need
     Setup(setup::Args),
     /// Build the eBPF object into tcpstate-user/ebpf
     Ebpf(ebpf::Args),

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: what rebuilding the eBPF object, and the checks, need.
+//! `cargo xtask setup`: what rebuilding the eBPF object, the checks, and virtual machines need.
 
 use std::process::ExitCode;
 
@@ -6,9 +6,9 @@ use anyhow::{Result, bail};
 
 use crate::linker::{self, VERSION};
 use crate::toolchain::{self, PINNED, SET_UP, State};
-use crate::{command, debian};
+use crate::{command, debian, vm};
 
-/// Install what rebuilding the eBPF object needs: building and using tcpstate takes none of it
+/// Install what rebuilding the eBPF object and virtual machines need: building and using tcpstate takes none of it
 #[derive(clap::Args)]
 pub struct Args {
     /// Only say what is there and what is missing; exit status 2 if something is missing
@@ -31,6 +31,7 @@ pub fn perform(args: &Args) -> Result<ExitCode> {
     if linker::version().as_deref() != Some(VERSION) {
         linker::install()?;
     }
+    vm::install_target()?;
     let missing = missing();
     report(&missing);
     if !missing.is_empty() {
@@ -60,7 +61,7 @@ fn report(missing: &[String]) {
     }
     if missing.is_empty() {
         println!(
-            "ready: Rust {PINNED} with library sources, rustfmt and clippy; bpf-linker {VERSION}"
+            "ready: Rust {PINNED} with library sources, rustfmt and clippy; bpf-linker {VERSION}; virtual machines"
         );
     } else {
         println!("`cargo xtask setup` installs it");
@@ -74,6 +75,7 @@ fn missing() -> Vec<String> {
         .into_iter()
         .chain(packages)
         .chain(missing_linker())
+        .chain(vm::missing())
         .collect()
 }
 

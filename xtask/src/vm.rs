@@ -2,28 +2,37 @@
 
 mod apt;
 mod cpio;
+mod golden;
 mod image;
 mod kernel;
+mod lock;
 mod modules;
+mod orders;
+mod outcome;
 mod protocol;
 mod qemu;
+mod readme;
 mod results;
 mod sources;
+mod variant;
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
 
-use self::image::{Orders, Programs};
+use self::image::Programs;
 use self::kernel::{KERNELS, Kernel};
+use self::lock::Lock;
+use self::orders::Orders;
+use self::outcome::{Outcome, Took, seconds};
 use self::protocol::Verdict;
 use self::qemu::Guest;
 use self::results::Results;
+use self::variant::{STANDARD, VARIANTS, Variant};
 use crate::checkout::Checkout;
 use crate::command;
 
@@ -40,57 +49,148 @@ pub struct Args {
         value_parser = PossibleValuesParser::new(KERNELS.map(|kernel| kernel.name).into_iter().chain([ALL]))
     )]
     kernel: Vec<String>,
+    /// Which guests; by default `standard`, with `--kernel all` all that a kernel is meant for
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_parser = PossibleValuesParser::new(VARIANTS.map(|variant| variant.name).into_iter().chain([ALL]))
+    )]
+    guest: Vec<String>,
+    /// Keep what `tcpstate probe` says now as what it has to say, and write the table of README.md
+    #[arg(long)]
+    bless: bool,
     /// Fetch the newest packages of these kernels, even if there are some already
     #[arg(long)]
     refresh: bool,
-    /// Seconds that all tests of a kernel may take, with its start
+    /// Seconds that all tests of a guest may take, with its start
     #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
     /// Seconds that one test may take
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     test_limit: u64,
+    /// How many tests of a guest run at a time
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+    lanes: u8,
+    /// Appended to the command line of the kernels
+    #[arg(long, default_value = "", hide_default_value = true)]
+    append: String,
     /// Passed on to the test program: part of a test's name, --skip ...
     #[arg(last = true, value_name = "FILTER AND ARGS")]
-    tests: Vec<OsString>,
+    tests: Vec<String>,
+}
+
+impl Args {
+    /// The kernels and guests that are asked for.
+    fn wanted(&self) -> Vec<(&'static Kernel, &'static Variant)> {
+        let has = |list: &[String], name: &str| list.iter().any(|asked| asked == name);
+        let every_kernel = has(&self.kernel, ALL);
+        let mut wanted = Vec::new();
+        for kernel in &KERNELS {
+            for variant in &VARIANTS {
+                let by_default = if every_kernel {
+                    variant.is_meant_for(kernel.name)
+                } else {
+                    variant.name == STANDARD
+                };
+                let guest = has(&self.guest, variant.name)
+                    || has(&self.guest, ALL) && variant.is_meant_for(kernel.name)
+                    || self.guest.is_empty() && by_default;
+                if guest && (every_kernel || has(&self.kernel, kernel.name)) {
+                    wanted.push((kernel, variant));
+                }
+            }
+        }
+        wanted
+    }
 }
 
 pub fn perform(args: &Args, checkout: &Checkout) -> Result<ExitCode> {
     let missing = missing();
     if !missing.is_empty() {
-        bail!("guests cannot be run, missing: {}", missing.join("; "));
+        bail!(
+            "guests cannot be run, missing: {}; `cargo xtask setup` installs it",
+            missing.join("; ")
+        );
     }
-    let wanted = |kernel: &&Kernel| {
-        let asked = |name: &String| name == kernel.name || name == ALL;
-        args.kernel.iter().any(asked)
-    };
+    let runs = checkout.target.join("vm/run");
+    let _lock = Lock::take(&runs)?;
     let programs = Programs::build(checkout)?;
-    let mut rows = Vec::new();
-    for kernel in KERNELS.iter().filter(wanted) {
-        let began = Instant::now();
+    let mut outcomes = Vec::new();
+    for (kernel, variant) in args.wanted() {
+        let title = variant.title(kernel.name);
         let mut results = Results::default();
-        let outcome = run(kernel, args, &programs, checkout, &mut results);
-        print(kernel, &results);
-        if let Err(error) = &outcome {
-            eprintln!("xtask: {}: {error:#}", kernel.name);
-        }
-        rows.push(Row {
+        let mut took = Took::default();
+        let mut run = Run {
+            title: &title,
+            args,
+            programs: &programs,
+            folder: &runs,
+            results: &mut results,
+            took: &mut took,
+        };
+        let ran = run.go(kernel, variant);
+        let outcome = Outcome {
             kernel,
+            variant,
+            plans: variant.plans(),
             results,
-            whole: outcome.is_ok(),
-            took: began.elapsed(),
-        });
+            whole: ran.is_ok(),
+            took,
+        };
+        outcome.print_details();
+        if let Err(error) = ran {
+            eprintln!("xtask: {title}: {error:#}");
+        }
+        outcomes.push(outcome);
     }
-    println!("{}", Row::HEADER);
-    for row in &rows {
-        println!("{}", row.text());
+    for outcome in &outcomes {
+        outcome.print_rows();
     }
-    Ok(if rows.iter().any(|row| !row.whole) {
+    let as_kept = compare(args, checkout, &outcomes)?;
+    Ok(if outcomes.iter().any(|outcome| !outcome.whole) {
         ExitCode::from(2)
-    } else if rows.iter().any(Row::failed) {
+    } else if outcomes.iter().any(Outcome::failed) || !as_kept {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Compares with what the repository keeps, or keeps it. True if there is no difference (any more).
+fn compare(args: &Args, checkout: &Checkout, outcomes: &[Outcome]) -> Result<bool> {
+    let mut same = true;
+    for outcome in outcomes {
+        let path = golden::path(checkout, outcome.kernel, outcome.variant);
+        let Some(text) = golden::text(outcome.kernel, &outcome.results) else {
+            continue;
+        };
+        if args.bless {
+            golden::bless(&path, &text)?;
+        } else {
+            same &= outcome::tell_difference(&path, &golden::compare(&path, &text));
+        }
+    }
+    // What some of the tests say is not what the table is about.
+    if !args.tests.is_empty() {
+        return Ok(same);
+    }
+    let rows: Vec<_> = outcomes
+        .iter()
+        .filter(|outcome| outcome.whole && !outcome.failed())
+        .filter_map(Outcome::row)
+        .collect();
+    if args.bless {
+        readme::bless(checkout, &rows)?;
+        return Ok(true);
+    }
+    for row in readme::outdated(checkout, &rows)? {
+        same = false;
+        println!(
+            "README.md does not say so (`cargo xtask vm --bless` writes it): {}",
+            row.text()
+        );
+    }
+    Ok(same)
 }
 
 /// What is not there and has to be, and how to get it.
@@ -108,6 +208,7 @@ pub fn missing() -> Vec<String> {
     if !command::exists("xz") {
         missing.push("xz (install the package xz-utils)".to_owned());
     }
+    missing.extend(image::missing_tools());
     if !image::can_build() {
         missing.push(format!(
             "the standard library for static programs (run `rustup target add {}`)",
@@ -117,119 +218,102 @@ pub fn missing() -> Vec<String> {
     missing
 }
 
-/// Boots one kernel. What was found out before a failure is in the results.
-fn run(
-    kernel: &Kernel,
-    args: &Args,
-    programs: &Programs,
-    checkout: &Checkout,
-    results: &mut Results,
-) -> Result<()> {
-    let files = kernel.files(args.refresh)?;
-    let folder = checkout.target.join("vm/run").join(kernel.name);
-    fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-    let orders = Orders {
-        limit: args.test_limit,
-        arguments: &args.tests,
-    };
-    let initramfs = folder.join("initramfs");
-    write(&initramfs, &image::pack(programs, &files.modules, &orders)?)?;
-    let guest = Guest {
-        image: &files.image,
-        initramfs: &initramfs,
-        console: folder.join("console.log"),
-        report: folder.join("report.log"),
-        limit: Duration::from_secs(args.limit),
-    };
-    eprintln!(
-        "xtask: {}: starting; console: {}",
-        kernel.name,
-        guest.console.display()
-    );
-    let mut told = 0;
-    guest.run(results, |results| {
-        let ended = results.tests.iter().filter(|test| test.verdict.is_some());
-        for test in ended.skip(told) {
-            told += 1;
-            eprintln!(
-                "xtask: {}: {told} of {}: {} {} ({})",
-                kernel.name,
-                results.announced,
-                qemu::shown(&test.name),
-                test.verdict.map_or("", Verdict::word),
-                seconds(Duration::from_millis(test.milliseconds))
+/// Installs the standard library for the guests' programs, if it is not there.
+pub fn install_target() -> Result<()> {
+    if image::can_build() || !command::exists("rustup") {
+        return Ok(());
+    }
+    let mut rustup = Command::new("rustup");
+    rustup.args(["target", "add", image::TARGET]);
+    eprintln!("xtask: {}", command::shown(&rustup));
+    command::run(&mut rustup, "see its message above; it needs the network")
+}
+
+/// One guest, and where it leaves what it has found out: that is of use even if it does not come to its end.
+struct Run<'a> {
+    title: &'a str,
+    args: &'a Args,
+    programs: &'a Programs,
+    folder: &'a Path,
+    results: &'a mut Results,
+    took: &'a mut Took,
+}
+
+impl Run<'_> {
+    fn go(&mut self, kernel: &Kernel, variant: &Variant) -> Result<()> {
+        let folder = self.folder.join(self.title.replace(' ', "-"));
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("{} cannot be made", folder.display()))?;
+        let (image, initramfs) = (folder.join("vmlinuz"), folder.join("initramfs"));
+        {
+            let files = kernel.files(self.args.refresh)?;
+            let packed = image::pack(self.programs, &files.modules, &self.orders(variant))?;
+            write(&initramfs, &packed)?;
+            fs::copy(&files.image, &image)
+                .with_context(|| format!("{} cannot be written", image.display()))?;
+        }
+        let guest = Guest {
+            image: &image,
+            initramfs: &initramfs,
+            processors: variant.processors,
+            append: &format!("{} {}", variant.append, self.args.append),
+            console: folder.join("console.log"),
+            report: folder.join("report.log"),
+            limit: Duration::from_secs(self.args.limit),
+        };
+        eprintln!(
+            "xtask: {}: starting; console: {}",
+            self.title,
+            guest.console.display()
+        );
+        let (began, used) = (Instant::now(), qemu::processor_time());
+        let ended = guest.run(self.results, |line, results| {
+            follow(self.title, line, results);
+        });
+        *self.took = Took {
+            time: began.elapsed(),
+            processor: qemu::processor_time().saturating_sub(used),
+        };
+        ended?;
+        if self.results.announced() == 0 {
+            bail!(
+                "no test was run (does a test match the filter? see {})",
+                guest.report.display()
             );
         }
-    })?;
-    if results.announced == 0 {
-        bail!(
-            "no test was run (does a test match the filter? see {})",
-            guest.report.display()
+        Ok(())
+    }
+
+    fn orders(&self, variant: &Variant) -> Orders {
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        Orders {
+            tcpstate: self.programs.tcpstate.to_string_lossy().into_owned(),
+            limit: self.args.test_limit,
+            lanes: self.args.lanes.into(),
+            waiting: owned(&variant::WAITING),
+            hidden: owned(variant.hidden),
+            capabilities: variant.capabilities.to_owned(),
+            arguments: self.args.tests.clone(),
+            plans: variant.plans(),
+        }
+    }
+}
+
+/// Says which test has ended.
+fn follow(title: &str, line: &str, results: &mut Results) {
+    let ended = results.take(line).map(|(_, test)| {
+        let word = test.verdict.map_or("", Verdict::word);
+        let took = seconds(Duration::from_millis(test.milliseconds));
+        format!("{} {word} ({took})", qemu::shown(&test.name))
+    });
+    if let Some(ended) = ended {
+        let number = results.tests().filter(|test| test.verdict.is_some());
+        eprintln!(
+            "xtask: {title}: {} of {}: {ended}",
+            number.count(),
+            results.announced()
         );
     }
-    Ok(())
-}
-
-/// What was found out about a kernel: its probe, and why tests failed or were skipped.
-fn print(kernel: &Kernel, results: &Results) {
-    let block = |title: String, lines: &[String]| {
-        println!("{title}");
-        for line in lines {
-            println!("    {}", qemu::shown(line));
-        }
-    };
-    if !results.probe.is_empty() {
-        block(format!("{}: tcpstate probe", kernel.name), &results.probe);
-    }
-    if !results.troubles.is_empty() {
-        block(format!("{}: trouble", kernel.name), &results.troubles);
-    }
-    for test in &results.tests {
-        match test.verdict {
-            Some(Verdict::Passed) | None => {}
-            Some(verdict) => block(
-                format!("{}: {} {}", kernel.name, test.name, verdict.word()),
-                &test.output,
-            ),
-        }
-    }
-}
-
-/// A line of the table.
-struct Row<'a> {
-    kernel: &'a Kernel,
-    results: Results,
-    /// The guest did all it was asked to.
-    whole: bool,
-    took: Duration,
-}
-
-impl Row<'_> {
-    const HEADER: &'static str = "kernel  release                        hook                passed failed skipped not run    time";
-
-    fn text(&self) -> String {
-        let results = &self.results;
-        let failed = results.count(&[Verdict::Failed, Verdict::TimedOut]);
-        format!(
-            "{:<7} {:<30} {:<18} {:>7} {failed:>6} {:>7} {:>7} {:>7}",
-            self.kernel.name,
-            results.kernel.as_deref().unwrap_or("did not start"),
-            results.hook(),
-            results.count(&[Verdict::Passed]),
-            results.count(&[Verdict::Skipped]),
-            results.missing(),
-            seconds(self.took),
-        )
-    }
-
-    fn failed(&self) -> bool {
-        let results = &self.results;
-        results.count(&[Verdict::Failed, Verdict::TimedOut]) + results.missing() > 0
-    }
-}
-
-fn seconds(time: Duration) -> String {
-    format!("{:.1} s", time.as_secs_f64())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -8,7 +8,10 @@ use std::{
 use anyhow::Result;
 
 use super::{Outcome, args::ProbeArgs};
-use crate::kernel::probe::{self, Report};
+use crate::kernel::{
+    capability,
+    probe::{self, Report},
+};
 
 /// Prints what this kernel allows. Finding no hook is an error.
 pub fn run(args: &ProbeArgs) -> Result<Outcome> {
@@ -41,6 +44,13 @@ fn text(report: &Report) -> String {
             "privileges        {} missing: run as root, or setcap cap_bpf,cap_perfmon=ep",
             report.missing_capabilities.join(" and ")
         ));
+    }
+    match &report.lockdown {
+        Some(lockdown) if capability::forbids_reading(lockdown) => line(format_args!(
+            "lockdown          {lockdown}: programs may not read the kernel's memory, so no hook works"
+        )),
+        Some(lockdown) => line(format_args!("lockdown          {lockdown}: no hindrance")),
+        None => {}
     }
     line(format_args!("state transitions, best hook first:"));
     for hook in &report.hooks {

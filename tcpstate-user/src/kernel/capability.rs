@@ -16,6 +16,22 @@ pub fn missing() -> Vec<&'static str> {
         .unwrap_or_default()
 }
 
+/// How the kernel is locked down (`integrity`, `confidentiality`); none if it is not, or does not tell.
+#[must_use]
+pub fn lockdown() -> Option<String> {
+    fs::read_to_string("/sys/kernel/security/lockdown")
+        .ok()
+        .and_then(|states| chosen(&states))
+        .filter(|state| state != "none")
+}
+
+/// Whether this lockdown forbids programs to read the kernel's memory (`LOCKDOWN_BPF_READ_KERNEL` in security/security.c),
+/// without which no hook is of use.
+#[must_use]
+pub fn forbids_reading(lockdown: &str) -> bool {
+    lockdown == "confidentiality"
+}
+
 /// Gives up, for good, every privilege of the calling thread that is of no use once the hooks are in place.
 ///
 /// CAP_BPF reads the counters on kernels before 5.19; CAP_DAC_READ_SEARCH finds the names of cgroups. A process without
@@ -31,6 +47,12 @@ pub fn drop_privileges() {
     let _ = caps::set(None, CapSet::Inheritable, &CapsHashSet::new());
     let _ = caps::set(None, CapSet::Effective, &kept);
     let _ = caps::set(None, CapSet::Permitted, &kept);
+}
+
+/// `none [integrity] confidentiality`.
+fn chosen(states: &str) -> Option<String> {
+    let (_, rest) = states.split_once('[')?;
+    Some(rest.split_once(']')?.0.to_owned())
 }
 
 fn effective(status: &str) -> Option<u64> {
@@ -52,7 +74,16 @@ fn missing_of(effective: u64) -> Vec<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{effective, missing_of};
+    use super::{chosen, effective, missing_of};
+
+    #[test]
+    fn the_lockdown_is_the_one_in_brackets() {
+        assert_eq!(
+            chosen("none [integrity] confidentiality\n").as_deref(),
+            Some("integrity")
+        );
+        assert_eq!(chosen("none\n"), None);
+    }
 
     #[test]
     fn capabilities_are_read_from_the_status_file() {

@@ -1,7 +1,7 @@
 //! The running kernel: what it allows, the hooks in it, and the names it has for things. The only user of aya.
 
 pub mod btf;
-mod capability;
+pub(crate) mod capability;
 mod cgroup;
 mod existing;
 mod format;

@@ -192,7 +192,15 @@ pub struct Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let missing = capability::missing();
-        if let (true, TimeWaitRequest::Only(observer)) = (missing.is_empty(), self.timewait) {
+        let lockdown = capability::lockdown().filter(|state| capability::forbids_reading(state));
+        if let Some(lockdown) = &lockdown {
+            write!(
+                out,
+                "this kernel is locked down ({lockdown}): programs may not read its memory, so no hook for TCP state \
+                 transitions can be used; start it with another lockdown= or none"
+            )?;
+        } else if let (true, TimeWaitRequest::Only(observer)) = (missing.is_empty(), self.timewait)
+        {
             let why = self
                 .attempts
                 .iter()
@@ -221,7 +229,7 @@ impl fmt::Display for Refused {
                 write!(out, "\n  {}: {why}", hook.label())?;
             }
         }
-        if missing.is_empty() {
+        if missing.is_empty() && lockdown.is_none() {
             write!(
                 out,
                 "\nLinux 5.8 or later is needed; `tcpstate probe` shows what this one has"
@@ -560,12 +568,10 @@ pub(super) fn reason(error: &ProgramError) -> String {
             verifier_log,
         } => {
             let log = verifier_log.to_string();
-            let last = log.lines().rev().find(|line| {
-                !line.trim().is_empty()
-                    && !line.starts_with("processed ")
-                    && !line.starts_with("stack depth ")
-                    && !line.starts_with("verification time ")
-            });
+            let last = log
+                .lines()
+                .rev()
+                .find(|line| !line.trim().is_empty() && !is_statistics(line));
             match last {
                 Some(line) => format!("the kernel refused the program: {io_error}: {line}"),
                 None => format!("the kernel refused the program: {io_error}"),
@@ -580,6 +586,19 @@ pub(super) fn reason(error: &ProgramError) -> String {
             }
         }
     }
+}
+
+/// What the verifier adds after its last words (`print_verification_stats` in kernel/bpf/verifier.c).
+fn is_statistics(line: &str) -> bool {
+    const BEGINNINGS: [&str; 4] = [
+        "processed ",
+        "insns processed ",
+        "stack depth ",
+        "verification time ",
+    ];
+    BEGINNINGS
+        .iter()
+        .any(|beginning| line.starts_with(beginning))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -18,6 +18,8 @@ pub struct Report {
     pub kernel: String,
     /// Capabilities that are needed and not there.
     pub missing_capabilities: Vec<&'static str>,
+    /// How the kernel is locked down, if it is.
+    pub lockdown: Option<String>,
     /// Every hook that was tried, best first.
     pub hooks: Vec<HookReport>,
     /// The hook that would be used, if any.
@@ -83,6 +85,7 @@ pub fn run() -> Report {
             |release| release.trim().to_owned(),
         ),
         missing_capabilities: capability::missing(),
+        lockdown: capability::lockdown(),
         hooks,
         chosen: chosen.as_ref().map(|plan| plan.hook),
         timewait: chosen.as_ref().and_then(|plan| plan.timewait),

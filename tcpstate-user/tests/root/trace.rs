@@ -12,14 +12,14 @@ use std::{
 use crate::support::{Printed, Tool, nobody_starts, own_netns, port, skipped, steps};
 use serde_json::{Value, json};
 
-const ACTIVE: [&str; 5] = [
+pub const ACTIVE: [&str; 5] = [
     "close->syn_sent",
     "syn_sent->established",
     "established->fin_wait1",
     "fin_wait1->fin_wait2",
     "fin_wait2->close",
 ];
-const PASSIVE: [&str; 5] = [
+pub const PASSIVE: [&str; 5] = [
     "listen->syn_recv",
     "syn_recv->established",
     "established->close_wait",

@@ -1,8 +1,6 @@
 //! What a guest is made of besides its kernel: our programs, and the orders what to do with them.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
+use super::orders::Orders;
 use super::protocol;
 use crate::checkout::Checkout;
 use crate::{command, root, toolchain};
@@ -19,7 +18,7 @@ pub const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Programs for the guest, where cargo has put them.
 pub struct Programs {
-    tcpstate: PathBuf,
+    pub tcpstate: PathBuf,
     tests: PathBuf,
     init: PathBuf,
 }
@@ -68,24 +67,15 @@ pub fn can_build() -> bool {
     command::answer(&mut rustc).is_some_and(|folder| Path::new(&folder).is_dir())
 }
 
-/// What the guest is to do.
-pub struct Orders<'a> {
-    /// Seconds that a test may take.
-    pub limit: u64,
-    /// For the test program: part of a test's name ...
-    pub arguments: &'a [OsString],
-}
-
 /// The guest's first file system.
-pub fn pack(programs: &Programs, modules: &[PathBuf], orders: &Orders<'_>) -> Result<Vec<u8>> {
+pub fn pack(programs: &Programs, modules: &[PathBuf], orders: &Orders) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     // Without it the first process has no output.
     archive.character_device("/dev/console", (5, 1));
     archive.program("/init", &read(&programs.init)?);
     archive.program(protocol::TESTS, &read(&programs.tests)?);
     // The tests know it by the path at which it was built.
-    let tcpstate = programs.tcpstate.to_string_lossy();
-    archive.program(&tcpstate, &read(&programs.tcpstate)?);
+    archive.program(&orders.tcpstate, &read(&programs.tcpstate)?);
     archive.folder(protocol::MODULES);
     for module in modules {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
@@ -93,30 +83,38 @@ pub fn pack(programs: &Programs, modules: &[PathBuf], orders: &Orders<'_>) -> Re
     }
     add_tools(&mut archive)?;
 
-    let mut text = format!("tcpstate={tcpstate}\nlimit={}\n", orders.limit);
-    for argument in orders.arguments {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "argument={}", argument.to_string_lossy());
-    }
-    archive.file(protocol::ORDERS, text.as_bytes());
+    archive.file(protocol::ORDERS, orders.to_string().as_bytes());
     Ok(archive.finish())
 }
 
 /// Programs that the tests start, and where they may be.
-const TOOLS: [&str; 6] = ["bash", "mount", "prlimit", "setpriv", "ss", "timeout"];
+const TOOLS: [&str; 8] = [
+    "bash", "ip", "mount", "prlimit", "setpriv", "ss", "tc", "timeout",
+];
 const FOLDERS: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
+
+fn find(tool: &str) -> Option<PathBuf> {
+    FOLDERS
+        .iter()
+        .map(|folder| Path::new(folder).join(tool))
+        .find(|path| path.exists())
+}
+
+fn missing_tool(tool: &str) -> String {
+    format!("{tool} (install the packages bash, coreutils, iproute2, mount and util-linux)")
+}
+
+/// Programs that have to be in a guest and are not here, and how to get them.
+pub fn missing_tools() -> Vec<String> {
+    let missing = TOOLS.into_iter().filter(|tool| find(tool).is_none());
+    missing.map(missing_tool).collect()
+}
 
 /// They are not static: their libraries come with them.
 fn add_tools(archive: &mut Archive) -> Result<()> {
     let mut files = BTreeSet::new();
     for tool in TOOLS {
-        let path = FOLDERS
-            .iter()
-            .map(|folder| Path::new(folder).join(tool))
-            .find(|path| path.exists())
-            .with_context(|| {
-                format!("{tool} is not here (Debian: bash, coreutils, iproute2, mount, util-linux)")
-            })?;
+        let path = find(tool).with_context(|| missing_tool(tool))?;
         let mut ldd = Command::new("ldd");
         let libraries = command::output(ldd.arg(&path), "is libc-bin installed?")?;
         files.extend(libraries.lines().filter_map(library).map(PathBuf::from));

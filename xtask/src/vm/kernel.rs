@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::apt::Apt;
+use super::lock::Lock;
 use super::modules;
 use super::sources::Suite;
 use crate::command;
@@ -72,8 +73,9 @@ const MODULES: &str = "modules";
 const RECIPE: &str = "recipe";
 const SUMS: &str = "SHA256SUMS";
 
-/// A kernel's files.
+/// A kernel's files: nobody changes them as long as this lives.
 pub struct Files {
+    _lock: Lock,
     pub image: PathBuf,
     /// In the order to load them in.
     pub modules: Vec<PathBuf>,
@@ -83,6 +85,7 @@ impl Kernel {
     /// What is kept, or else fetched; `refresh` asks for a newer one.
     pub fn files(&self, refresh: bool) -> Result<Files> {
         let cache = cache()?;
+        let lock = Lock::take(&cache)?;
         let folder = cache.join("kernels").join(self.name);
         if refresh || !is_whole(&folder)? {
             self.fetch(&cache, &folder)?;
@@ -90,6 +93,7 @@ impl Kernel {
         let mut modules = list(&folder.join(MODULES))?;
         modules.sort();
         Ok(Files {
+            _lock: lock,
             image: folder.join(IMAGE),
             modules,
         })

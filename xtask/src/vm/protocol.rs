@@ -37,16 +37,16 @@ pub enum Report {
     Kernel(String),
     /// Something that did not go as wished, and does not end the run.
     Trouble(String),
-    /// What follows is the output of `tcpstate probe`.
-    Probe,
-    /// So many tests will follow.
+    /// `tcpstate probe` has ended with this status, and what follows is its output.
+    Probe(i32),
+    /// So many tests will be run for the next plan of the orders.
     Tests(usize),
-    /// What follows is the output of this test.
-    Test(String),
+    /// This test of the plan of this number is started.
+    Test(usize, String),
+    /// It has ended so, after so many milliseconds, and what follows is its output.
+    Ended(usize, String, Verdict, u64),
     /// A line of output.
     Output(String),
-    /// The test has ended so, after so many milliseconds.
-    Ended(Verdict, u64),
     /// The guest has done all it was asked to.
     Done,
 }
@@ -56,13 +56,13 @@ impl fmt::Display for Report {
         match self {
             Self::Kernel(release) => write!(out, "kernel {release}"),
             Self::Trouble(what) => write!(out, "trouble {what}"),
-            Self::Probe => write!(out, "probe"),
+            Self::Probe(status) => write!(out, "probe {status}"),
             Self::Tests(count) => write!(out, "tests {count}"),
-            Self::Test(name) => write!(out, "test {name}"),
-            Self::Output(line) => write!(out, "| {line}"),
-            Self::Ended(verdict, milliseconds) => {
-                write!(out, "ended {} {milliseconds}", verdict.word())
+            Self::Test(plan, name) => write!(out, "test {plan} {name}"),
+            Self::Ended(plan, name, verdict, milliseconds) => {
+                write!(out, "ended {plan} {} {milliseconds} {name}", verdict.word())
             }
+            Self::Output(line) => write!(out, "| {line}"),
             Self::Done => write!(out, "done"),
         }
     }

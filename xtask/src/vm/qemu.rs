@@ -22,6 +22,10 @@ pub struct Guest<'a> {
     pub image: &'a Path,
     /// Written there by us.
     pub initramfs: &'a Path,
+    /// Virtual processors.
+    pub processors: u8,
+    /// For the kernel, besides what every guest gets.
+    pub append: &'a str,
     /// What the kernel says.
     pub console: PathBuf,
     /// What our first process says.
@@ -42,10 +46,14 @@ impl Drop for Running {
 }
 
 impl Guest<'_> {
-    /// Runs it to its end. `heard` is called when there is something new.
+    /// Runs it to its end. `heard` is called with each line of the report.
     ///
     /// Fails if the guest did not do all it was asked to; what it did is in the results all the same.
-    pub fn run(&self, results: &mut Results, mut heard: impl FnMut(&Results)) -> Result<()> {
+    pub fn run(
+        &self,
+        results: &mut Results,
+        mut heard: impl FnMut(&str, &mut Results),
+    ) -> Result<()> {
         for path in [&self.console, &self.report] {
             fs::write(path, "").with_context(|| format!("{} cannot be written", path.display()))?;
         }
@@ -60,8 +68,7 @@ impl Guest<'_> {
             // Asked before the last reading, so that nothing is left unread.
             let ended = running.0.try_wait().context("qemu cannot be watched")?;
             for line in report.lines()? {
-                results.take(&line);
-                heard(results);
+                heard(&line, results);
             }
             if ended.is_some() {
                 break ended;
@@ -84,10 +91,15 @@ impl Guest<'_> {
     }
 
     fn why(&self, ended: bool, results: &Results) -> String {
-        let during = match (&results.kernel, results.tests.last()) {
+        let unfinished: Vec<_> = results
+            .tests()
+            .filter(|test| test.verdict.is_none())
+            .map(|test| shown(&test.name))
+            .collect();
+        let during = match (&results.kernel, results.tests().next()) {
             (None, _) => "before our first process was there".to_owned(),
             (Some(_), None) => "before the first test".to_owned(),
-            (Some(_), Some(test)) => format!("in test {}", test.name),
+            (Some(_), Some(_)) => format!("in {}", unfinished.join(", ")),
         };
         let what = if ended {
             "the guest ended by itself"
@@ -126,11 +138,13 @@ impl Guest<'_> {
         } else {
             Command::new(PROGRAM)
         };
+        // The plainest processor: what newer ones have (five levels of page tables, mitigations) makes emulation half as fast.
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
-            .args(["-smp", "2", "-m", "1024"])
+            .args(["-accel", "tcg,thread=multi", "-cpu", "qemu64", "-m", "1024"])
+            .args(["-smp", &self.processors.to_string()])
             // A panic restarts, and a restart ends qemu.
-            .args(["-no-reboot", "-append", "console=ttyS0 panic=-1 quiet"])
+            .args(["-no-reboot", "-append"])
+            .arg(format!("console=ttyS0 panic=-1 quiet {}", self.append))
             .arg("-kernel")
             .arg(self.image)
             .arg("-initrd")
@@ -143,6 +157,20 @@ impl Guest<'_> {
         }
         qemu
     }
+}
+
+/// Processor time of all children of ours that have ended: a guest that is slow because others keep the machine busy is told
+/// from one that has much to do.
+pub fn processor_time() -> Duration {
+    // SAFETY: `rusage` is plain data, for which zeros are valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure lives through the call.
+    unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
+    let time = |time: libc::timeval| {
+        Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or_default())
+            + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or_default())
+    };
+    time(usage.ru_utime) + time(usage.ru_stime)
 }
 
 /// A line for a terminal: what a guest prints must not control it.
