@@ -6,7 +6,7 @@
 
 use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
-    generated::{self, bpf_get_current_task_btf, bpf_get_socket_cookie},
+    generated::{self, bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_skc_to_tcp_sock},
 };
 use tcpstate_common::{fields::ABSENT, record::flags};
 
@@ -131,8 +131,14 @@ impl Sock {
         if offset == ABSENT {
             return 0;
         }
-        // SAFETY: as in `load!`; the field is 16 bytes long.
-        unsafe { core::ptr::read_volatile(self.0.add(offset as usize + 8).cast::<u64>()) }
+        self.word(offset + 8)
+    }
+
+    /// Eight bytes of a longer field.
+    #[inline(always)]
+    fn word(self, offset: u32) -> u64 {
+        // SAFETY: as in `load!`; the field is long enough.
+        unsafe { core::ptr::read_volatile(self.0.add(offset as usize).cast::<u64>()) }
     }
 
     /// `skc_num` is cleared before the transition to CLOSE (`inet_put_port`), `inet_sport` is not. In a socket that is used
@@ -144,7 +150,10 @@ impl Sock {
         if port != 0 || !closed || offset == ABSENT {
             return port;
         }
-        u16::from_be(probe(self.0 as u64 + u64::from(offset)))
+        u16::from_be(match self.tcp() {
+            Some(tcp) => load!(tcp.0, bound_lport as u16),
+            None => probe(self.0 as u64 + u64::from(offset)),
+        })
     }
 
     /// `skc_state`, which a minisocket has too.
@@ -202,13 +211,33 @@ impl Sock {
         load!(node, cgroup_id as u64)
     }
 
+    /// The same socket with the type `struct tcp_sock` for the verifier, if it is one of TCP and the verifier may know.
+    #[inline(always)]
+    fn tcp(self) -> Option<Self> {
+        if constant!(CONFIG.task_helper) == 0 {
+            return None;
+        }
+        // SAFETY: the helper takes a pointer whose type the verifier knows, and gives null for what is no TCP socket.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(self.0.cast_mut().cast()) };
+        (!tcp.is_null()).then(|| Self(tcp.cast::<u8>().cast_const()))
+    }
+
     /// Only for sockets of TCP.
     #[inline(always)]
     pub(crate) fn totals(self) -> Totals {
-        let address = self.0 as u64;
         if constant!(OFFSETS.bytes_acked) == ABSENT {
             return Totals::default();
         }
+        if let Some(tcp) = self.tcp() {
+            return Totals {
+                known: true,
+                bytes_acked: load!(tcp.0, bytes_acked as u64),
+                bytes_received: load!(tcp.0, bytes_received as u64),
+                retransmits: load!(tcp.0, retransmits as u32),
+                srtt_us: load!(tcp.0, srtt_us as u32),
+            };
+        }
+        let address = self.0 as u64;
         Totals {
             known: true,
             bytes_acked: read!(address, bytes_acked as u64),
@@ -536,10 +565,13 @@ fn process_name() -> [u8; 16] {
     if leader == ABSENT || comm == ABSENT {
         return bpf_get_current_comm().unwrap_or_default();
     }
-    let leader = task().map_or_else(
-        // SAFETY: the helper has no requirements.
-        || probe(unsafe { bpf_get_current_task() } + u64::from(leader)),
-        |task| task.follow(leader) as u64,
-    );
+    if let Some(task) = task() {
+        let name = Sock(task.follow(leader));
+        let halves = [name.word(comm), name.word(comm + 8)];
+        // SAFETY: both are 16 bytes of plain data.
+        return unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(halves) };
+    }
+    // SAFETY: the helper has no requirements.
+    let leader: u64 = probe(unsafe { bpf_get_current_task() } + u64::from(leader));
     probe(leader + u64::from(comm))
 }
