@@ -16,14 +16,18 @@ use crate::{
     timewait::counter,
 };
 
-/// Connections before ports are used again.
-const ROUND: u32 = 10_000;
+/// Connections before ports are used again; `TCPSTATE_TEST_CONNECTIONS` says how many in two rounds.
+fn round() -> u16 {
+    let asked_for = std::env::var("TCPSTATE_TEST_CONNECTIONS").ok();
+    let connections = asked_for.and_then(|count| count.parse::<u16>().ok());
+    connections.unwrap_or(20_000) / 2
+}
 
 /// Opens connections one after the other and closes each on both ends, the client first: every other one by shutdown(), so
 /// that the full socket is there until the server's FIN comes and the minisocket is born in TIME_WAIT, not in FIN_WAIT2.
-fn churn(listener: &TcpListener) {
+fn churn(listener: &TcpListener, connections: u16) {
     let to = (Ipv4Addr::LOCALHOST, port(listener.local_addr()));
-    for number in 0..ROUND {
+    for number in 0..connections {
         let mut client = TcpStream::connect(to).expect("a connection");
         let (mut server, _) = listener.accept().expect("the other end");
         if number % 2 == 0 {
@@ -64,7 +68,9 @@ fn every_minisocket_is_counted_as_the_kernel_counts() {
             const COUNTERS: [&str; 3] = ["TW", "TWKilled", "TWRecycled"];
             sysctl("net/ipv4/tcp_max_tw_buckets", "65536");
             // As many ports as one round needs, so that the second round takes over what the first has left.
-            sysctl("net/ipv4/ip_local_port_range", "10000 22000");
+            let round = round();
+            let range = format!("10000 {}", 10_000 + round / 5 * 6);
+            sysctl("net/ipv4/ip_local_port_range", &range);
             sysctl("net/ipv4/tcp_tw_reuse", "1");
             // What waits for a FIN no longer than four seconds counts as TWKilled.
             sysctl("net/ipv4/tcp_fin_timeout", "3");
@@ -80,10 +86,10 @@ fn every_minisocket_is_counted_as_the_kernel_counts() {
             ]);
             let before = COUNTERS.map(counter);
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
-            churn(&listener);
+            churn(&listener, round);
             // The kernel takes over only what is older than a second.
             thread::sleep(Duration::from_millis(2100));
-            churn(&listener);
+            churn(&listener, round);
             thread::sleep(Duration::from_millis(300));
             let after = COUNTERS.map(counter);
             let printed = tool.stop();
@@ -92,7 +98,6 @@ fn every_minisocket_is_counted_as_the_kernel_counts() {
             let mut ended = BTreeMap::new();
             let mut seen = BTreeSet::new();
             for line in printed.transitions() {
-                assert_eq!(line["damaged"], false, "{line}");
                 if line["minisocket"] != true {
                     continue;
                 }
@@ -115,19 +120,24 @@ fn every_minisocket_is_counted_as_the_kernel_counts() {
                 of(&ended, "reused_connect"),
             ];
             let kernels = [0, 1, 2].map(|index| after[index] - before[index]);
+            let loss = &printed.summary()["loss"];
+            assert_eq!(loss["ring_full"], 0);
+            // A kprobe is not run where it interrupts another program; that is told.
+            if observer == "kprobe" && loss["missed"] != 0 {
+                return;
+            }
+            assert_eq!(
+                (&loss["missed"], &printed.summary()["damaged"]),
+                (&0.into(), &0.into())
+            );
             assert_eq!(ours, kernels, "{COUNTERS:?} {born:?} {ended:?}");
-            assert_eq!(ours[0] + ours[1], u64::from(2 * ROUND));
+            assert_eq!(ours[0] + ours[1], u64::from(round) * 2);
             assert!(ours.iter().all(|count| *count > 0), "{ours:?}");
             let expired = of(&ended, "expired");
             assert_eq!(
                 ours[2] + expired,
                 ended.values().sum::<u64>(),
                 "nothing else ends here: {ended:?}"
-            );
-            let loss = &printed.summary()["loss"];
-            assert_eq!(
-                (&loss["ring_full"], &loss["missed"]),
-                (&0.into(), &0.into())
             );
         },
     );

@@ -49,12 +49,13 @@ fn live() -> io::Result<()> {
     for trouble in troubles.chain(hidden) {
         report(Report::Trouble(trouble))?;
     }
-    probe(&orders, &mut report)?;
-    queue::run(&orders, &mut report)?;
+    let observers = probe(&orders, &mut report)?;
+    queue::run(&orders, &observers, &mut report)?;
     report(Report::Done)
 }
 
-fn probe(orders: &Orders, report: &mut dyn FnMut(Report) -> io::Result<()>) -> io::Result<()> {
+/// Runs it once, and says which exact ways of observing TIME_WAIT work here, so that not every test has to find out.
+fn probe(orders: &Orders, report: &mut dyn FnMut(Report) -> io::Result<()>) -> io::Result<String> {
     let mut probe = if orders.capabilities.is_empty() {
         Command::new(&orders.tcpstate)
     } else {
@@ -80,10 +81,19 @@ fn probe(orders: &Orders, report: &mut dyn FnMut(Report) -> io::Result<()>) -> i
             for line in output.lines() {
                 report(Report::Output(line.to_owned()))?;
             }
-            Ok(())
+            let works = |observer: &&str| {
+                output.lines().any(|line| {
+                    let mut words = line.split_ascii_whitespace();
+                    words.next() == Some(observer) && words.next() == Some("works")
+                })
+            };
+            let observers = ["fentry", "kprobe", "timer"].into_iter().filter(works);
+            Ok(observers.collect::<Vec<_>>().join(","))
         }
-        Ended::TooLate => report(Report::Trouble(
-            "`tcpstate probe` did not end in time".to_owned(),
-        )),
+        Ended::TooLate => {
+            let trouble = "`tcpstate probe` did not end in time".to_owned();
+            report(Report::Trouble(trouble))?;
+            Ok(String::new())
+        }
     }
 }

@@ -27,8 +27,12 @@ struct Running {
     watched: Watched,
 }
 
-/// Runs them all.
-pub fn run(orders: &Orders, report: &mut dyn FnMut(Report) -> io::Result<()>) -> io::Result<()> {
+/// Runs them all. `observers` are the ways of observing TIME_WAIT that work here.
+pub fn run(
+    orders: &Orders,
+    observers: &str,
+    report: &mut dyn FnMut(Report) -> io::Result<()>,
+) -> io::Result<()> {
     let mut queue = VecDeque::new();
     let asked_for = listed(orders, &orders.arguments)?;
     for (plan, filters) in orders.plans.iter().map(|plan| &plan.filters).enumerate() {
@@ -60,7 +64,13 @@ pub fn run(orders: &Orders, report: &mut dyn FnMut(Report) -> io::Result<()>) ->
             let Some(test) = queue.pop_front() else { break };
             started += 1;
             report(Report::Test(test.plan, test.name.clone()))?;
-            let watched = start(&test, &orders.plans[test.plan], started, orders.limit)?;
+            let watched = start(
+                &test,
+                &orders.plans[test.plan],
+                observers,
+                started,
+                orders.limit,
+            )?;
             running.push(Running { test, watched });
         }
         if running.is_empty() {
@@ -94,10 +104,18 @@ fn listed(orders: &Orders, arguments: &[String]) -> io::Result<BTreeSet<String>>
     Ok(names.map(str::to_owned).collect())
 }
 
-fn start(test: &Test, plan: &Plan, number: usize, limit: u64) -> io::Result<Watched> {
+fn start(
+    test: &Test,
+    plan: &Plan,
+    observers: &str,
+    number: usize,
+    limit: u64,
+) -> io::Result<Watched> {
     let mut command = Command::new(TESTS);
     command.args(["--exact", &test.name, "--nocapture", "--test-threads", "1"]);
-    process::surrounded(&mut command).envs(plan.variables.iter().cloned());
+    process::surrounded(&mut command)
+        .env("TCPSTATE_TEST_OBSERVERS", observers)
+        .envs(plan.variables.iter().cloned());
     Watched::start(&mut command, number, limit)
 }
 
