@@ -1,4 +1,4 @@
-//! The Debian packages that building bpf-linker, and virtual machines, take.
+//! The Debian packages that building bpf-linker, tests, and virtual machines take.
 
 use std::env;
 use std::ffi::OsString;
@@ -12,6 +12,8 @@ use crate::{command, root};
 pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 const FOR_LINKER: [&str; 3] = ["llvm-22-dev", "libzstd-dev", "zlib1g-dev"];
+/// What a test compares with: a web server and its load.
+const FOR_TESTS: [&str; 2] = ["apache2-utils", "nginx-light"];
 /// qemu, what unpacks kernels, and the programs that the tests start in a guest.
 const FOR_GUESTS: [&str; 5] = [
     "iproute2",
@@ -49,6 +51,7 @@ pub fn missing() -> Vec<&'static str> {
     };
     for_linker
         .iter()
+        .chain(&FOR_TESTS)
         .chain(&FOR_GUESTS)
         .copied()
         .filter(|package| !installed(package))
