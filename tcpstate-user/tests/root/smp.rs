@@ -158,6 +158,7 @@ fn churn_on_all_processors_leaves_nothing_unaccounted_for() {
         .map(|thread| thread.join().expect("connections"))
         .sum();
     drop(alone);
+    let missed = recursion_misses(tool.0.id());
     let pid = i32::try_from(tool.0.id()).expect("a process id");
     kill(Pid::from_raw(pid), Signal::SIGINT).expect("a signal can be sent");
     let (shown, summary) = counted.join().expect("its output");
@@ -173,12 +174,30 @@ fn churn_on_all_processors_leaves_nothing_unaccounted_for() {
     );
     eprintln!("{connections} connections, {happened} transitions, {shown} shown, {lost} lost");
     assert!(connections > 0);
-    assert_eq!(shown + lost + undecided, happened, "{summary}");
+    assert_eq!(
+        shown + lost + undecided,
+        happened,
+        "while our programs were interrupted the kernel left out {missed} calls, of all namespaces: {summary}"
+    );
     assert_eq!(count(&summary["loss"]["undecodable"]), 0);
     if lost == 0 {
         assert_eq!(count(&summary["damaged"]), 0);
         assert_eq!(undecided, 0);
     }
+}
+
+/// How often the kernel did not call our programs, because one was interrupted on the same processor (`__bpf_trace_run` in
+/// kernel/trace/bpf_trace.c). Linux 7 lets others run in between there, so that this is not rare on a busy machine.
+fn recursion_misses(process: u32) -> u64 {
+    let files = std::fs::read_dir(format!("/proc/{process}/fdinfo")).expect("its files");
+    let misses = files.flatten().filter_map(|file| {
+        let text = std::fs::read_to_string(file.path()).ok()?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("recursion_misses:"))?;
+        line.trim().parse::<u64>().ok()
+    });
+    misses.sum()
 }
 
 /// Connections, one after the other, each end on whatever processor it comes to; how many.
