@@ -371,16 +371,20 @@ fn cgroups_have_names_without_the_privilege_to_open_handles() {
         ])
         .arg(copy.0.join("tcpstate"))
         .args(["trace", "-j", "--netns", "self", "--count", "2"]);
-    let child = start(
+    let mut child = start(
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped()),
     );
-    thread::sleep(std::time::Duration::from_secs(2));
+    let mut messages = BufReader::new(child.stderr.take().expect("its messages"));
+    let mut message = String::new();
+    // At its end it has failed, and says why.
+    while !message.contains("tracing TCP")
+        && messages.read_line(&mut message).expect("its messages") > 0
+    {}
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).is_err());
     let output = child.wait_with_output().expect("it ends");
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
     if lacks_memory(
         "cgroups_have_names_without_the_privilege_to_open_handles",
         &message,
