@@ -47,6 +47,8 @@ pub struct View {
     wanted: u64,
     unattributed: u64,
     undecodable: u64,
+    /// Events that came twice.
+    repeated: u64,
     /// Records that were still waiting when the run ended.
     pub unread: u64,
 }
@@ -101,6 +103,7 @@ impl View {
             wanted: wanted.unwrap_or(u64::MAX),
             unattributed: 0,
             undecodable: 0,
+            repeated: 0,
             unread: 0,
         }
     }
@@ -229,6 +232,7 @@ impl View {
     fn transition(&mut self, event: TransitionEvent) -> io::Result<()> {
         self.name_cgroup(event.cgroup);
         if self.lifecycle.is_repeated(&event) {
+            self.repeated += 1;
             return Ok(());
         }
         for admitted in self.gate.admit(&self.filter, event).into_iter().flatten() {
@@ -466,13 +470,16 @@ impl Losses {
     pub fn check(&mut self, tracer: &Tracer, view: &mut View, now: u64) -> Result<()> {
         let counters = tracer.counters()?;
         self.other_protocols = counters.other_protocols;
+        // A second look at what had been seen is none at what had not.
+        let taken = counters.second_looks.saturating_sub(view.repeated);
+        let missed = counters.missed + counters.passed_over.saturating_sub(taken);
         let seen = [
             (LossKind::RingFull, counters.lost),
             (LossKind::Undecodable, view.undecodable),
             (LossKind::TableFull, view.forgotten()),
             (LossKind::Unread, view.unread),
             (LossKind::NotFound, counters.not_found),
-            (LossKind::Missed, counters.missed),
+            (LossKind::Missed, missed),
         ];
         for (kind, total) in seen {
             let count = self.totals.advance(kind, total);

@@ -32,7 +32,11 @@ pub struct Tracer {
 pub struct Counters {
     /// Records that found the ring buffer full.
     pub lost: u64,
-    /// Events that the kernel did not run our programs for: at most so many were ours.
+    /// Transitions that the kernel did not run our first program for.
+    pub passed_over: u64,
+    /// Transitions that our second program took instead.
+    pub second_looks: u64,
+    /// What the kernel did not run our other programs for: at most so many events were ours.
     pub missed: u64,
     /// Sockets that were there before, and found the ring buffer full.
     pub not_found: u64,
@@ -146,9 +150,10 @@ impl Tracer {
             .collect::<Result<Vec<_>, _>>()
             .context("cannot read how often the kernel passes our programs over")?;
         let (first, others) = passed_over.split_first().unwrap_or((&0, &[]));
-        let unseen = first.saturating_sub(sum(Counter::SecondLook)?);
         Ok(Counters {
-            missed: unseen + others.iter().sum::<u64>(),
+            passed_over: *first,
+            second_looks: sum(Counter::SecondLook)?,
+            missed: others.iter().sum(),
             lost: sum(Counter::LostTransition)? + sum(Counter::LostTimeWait)?,
             not_found: sum(Counter::LostSocket)?,
             other_protocols: OtherProtocols {
