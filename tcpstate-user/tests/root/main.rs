@@ -6,6 +6,7 @@
 
 mod churn;
 mod closes;
+mod exhaustion;
 mod existing;
 mod filters;
 mod hostile;
@@ -15,6 +16,7 @@ mod peer;
 mod poll;
 mod recording;
 mod segments;
+mod states;
 mod support;
 mod timewait;
 mod trace;
