@@ -261,7 +261,8 @@ impl Tally for Closers {
         }
     }
 
-    fn table(&mut self, nanoseconds: u64) -> Table {
+    fn table(&mut self, from: u64, to: u64) -> Table {
+        let nanoseconds = to.saturating_sub(from);
         let groups = self.groups.end(&self.by);
         let beyond = groups.beyond.as_ref().map_or(0, Closes::closes);
         let (mut none, mut unknown, mut waiting) = (0, 0, 0);
@@ -301,6 +302,7 @@ impl Tally for Closers {
             columns: self.columns.clone(),
             rows,
             notes,
+            more: Vec::new(),
         }
     }
 

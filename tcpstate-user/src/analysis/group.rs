@@ -100,6 +100,14 @@ impl<A: Interval> Groups<A> {
         }
     }
 
+    /// Every group there is, but for those that were too many.
+    pub fn each(&mut self, look: impl FnMut(&mut A)) {
+        self.slots
+            .iter_mut()
+            .map(|slot| &mut slot.sum)
+            .for_each(look);
+    }
+
     /// The place stays this group's until it is released as often.
     pub fn hold(&mut self, place: Place) {
         if let Some(slot) = self.slots.get_mut(place.0 as usize) {
@@ -120,10 +128,12 @@ impl<A: Interval> Groups<A> {
         for (place, slot) in (0..).zip(&mut self.slots) {
             match slot.sum.end() {
                 // Several cgroups may be one container, or have had one path after the other.
-                Some(sum) => labelled
-                    .entry(by.label(&slot.key, slot.cgroup.as_ref()))
-                    .or_default()
-                    .add(&sum),
+                Some(sum) => match labelled.entry(by.label(&slot.key, slot.cgroup.as_ref())) {
+                    Entry::Occupied(mut entry) => entry.get_mut().add(&sum),
+                    Entry::Vacant(entry) => {
+                        entry.insert(sum);
+                    }
+                },
                 None if slot.holders == 0 && self.index.get(&slot.key) == Some(&place) => {
                     self.index.remove(&slot.key);
                     slot.cgroup = None;

@@ -247,7 +247,7 @@ impl Tally for Hist {
         }
     }
 
-    fn table(&mut self, _: u64) -> Table {
+    fn table(&mut self, _: u64, _: u64) -> Table {
         let Grouped {
             keys,
             groups,
@@ -311,6 +311,7 @@ impl Tally for Hist {
             columns: self.columns.clone(),
             rows,
             notes,
+            more: Vec::new(),
         }
     }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use tcpstate_common::state::TcpState;
 
 use super::{
     Opened,
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     event::{Comm, Endpoint, Process},
-    lifecycle::Transition,
+    lifecycle::{Found, Transition},
 };
 
 /// Something to tell connections apart by.
@@ -46,10 +47,12 @@ pub enum Dimension {
     Cidr,
     /// The TCP state.
     State,
+    /// What local ports are picked for: source, destination and its port. No view is told apart by it.
+    Ports,
 }
 
 impl Dimension {
-    /// All of them.
+    /// All that views are told apart by.
     pub const ALL: [Self; 11] = [
         Self::Process,
         Self::Pid,
@@ -79,10 +82,11 @@ impl Dimension {
             Self::Remote => "remote",
             Self::Cidr => "cidr",
             Self::State => "state",
+            Self::Ports => "ports",
         }
     }
 
-    /// Its columns. A view with states in its rows has a column of its own for them.
+    /// Its columns.
     const fn columns(self) -> &'static [Column] {
         const PROCESS: &[Column] = &[Column::key("comm", "COMM")];
         const PID: &[Column] = &[Column::key("pid", "PID"), Column::key("comm", "COMM")];
@@ -104,6 +108,13 @@ impl Dimension {
         ];
         const REMOTE: &[Column] = &[Column::key("remote", "REMOTE")];
         const CIDR: &[Column] = &[Column::key("cidr", "CIDR")];
+        const PORTS: &[Column] = &[
+            Column::key("netns", "NETNS"),
+            Column::key("netns_cookie", "NETNS COOKIE").shown(Shown::Machine),
+            Column::key("source", "FROM"),
+            Column::key("destination", "TO"),
+        ];
+        const STATE: &[Column] = &[Column::key("state", "STATE")];
         match self {
             Self::Process => PROCESS,
             Self::Pid => PID,
@@ -115,7 +126,8 @@ impl Dimension {
             Self::Service => SERVICE,
             Self::Remote => REMOTE,
             Self::Cidr => CIDR,
-            Self::State => &[],
+            Self::State => STATE,
+            Self::Ports => PORTS,
         }
     }
 }
@@ -140,6 +152,7 @@ pub struct Key {
     local: Option<Endpoint>,
     remote: Option<Endpoint>,
     network: Option<IpNet>,
+    state: Option<TcpState>,
 }
 
 /// What is not filled in is not hashed: that is most of it, and this is done for every event.
@@ -160,6 +173,65 @@ impl Hash for Key {
         some(self.local.as_ref(), state);
         some(self.remote.as_ref(), state);
         some(self.network.as_ref(), state);
+        some(self.state.as_ref(), state);
+    }
+}
+
+/// What is known of a connection at some time, as far as groups are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Network namespace: inode number.
+    pub netns: Option<u32>,
+    /// Network namespace: cookie.
+    pub netns_cookie: Option<u64>,
+    /// Id of its cgroup.
+    pub cgroup: Option<u64>,
+    /// User id of the socket.
+    pub uid: Option<u32>,
+    /// This host's end.
+    pub local: Endpoint,
+    /// The peer's end.
+    pub remote: Endpoint,
+    /// The state it is in.
+    pub state: TcpState,
+}
+
+impl Subject {
+    /// What is known after a transition.
+    #[must_use]
+    pub const fn of(transition: &Transition) -> Self {
+        let event = &transition.event;
+        Self {
+            netns: event.netns,
+            netns_cookie: event.netns_cookie,
+            cgroup: event.cgroup,
+            uid: event.uid,
+            local: event.local,
+            remote: event.remote,
+            state: event.new,
+        }
+    }
+
+    /// What is known of one that was found.
+    #[must_use]
+    pub const fn of_found(found: &Found) -> Self {
+        Self {
+            netns: found.netns,
+            netns_cookie: found.netns_cookie,
+            cgroup: found.cgroup_id,
+            uid: found.uid,
+            local: found.local,
+            remote: found.remote,
+            state: found.state,
+        }
+    }
+
+    /// The network namespace, as far as it can be told from others.
+    #[must_use]
+    pub fn namespace(&self) -> u64 {
+        self.netns_cookie
+            .or(self.netns.map(u64::from))
+            .unwrap_or_default()
     }
 }
 
@@ -197,6 +269,12 @@ impl By {
             .collect()
     }
 
+    /// Whether this is among what is told apart.
+    #[must_use]
+    pub fn has(&self, dimension: Dimension) -> bool {
+        self.dimensions.contains(&dimension)
+    }
+
     /// Whether it has to be known who opened a connection.
     #[must_use]
     pub fn needs_opened(&self) -> bool {
@@ -211,7 +289,12 @@ impl By {
     /// The group of a transition's connection; the process is the one that the view decides on.
     #[must_use]
     pub fn key(&self, transition: &Transition, opened: Opened, process: Option<&Process>) -> Key {
-        let event = &transition.event;
+        self.key_of(&Subject::of(transition), opened, process)
+    }
+
+    /// The group of a connection; the process is the one that the view decides on.
+    #[must_use]
+    pub fn key_of(&self, subject: &Subject, opened: Opened, process: Option<&Process>) -> Key {
         let mut key = Key::default();
         for dimension in &self.dimensions {
             match dimension {
@@ -220,36 +303,44 @@ impl By {
                     key.comm = process.map(|process| process.comm);
                     key.pid = process.map(|process| process.pid);
                 }
-                Dimension::Cgroup | Dimension::Container => key.cgroup = event.cgroup,
-                Dimension::Uid => key.uid = event.uid,
+                Dimension::Cgroup | Dimension::Container => key.cgroup = subject.cgroup,
+                Dimension::Uid => key.uid = subject.uid,
                 Dimension::Netns => {
-                    (key.netns, key.netns_cookie) = (event.netns, event.netns_cookie);
+                    (key.netns, key.netns_cookie) = (subject.netns, subject.netns_cookie);
                 }
                 Dimension::Listener => {
                     key.opened = Some(opened);
                     if opened == Opened::Passive {
-                        key.local = Some(event.local);
+                        key.local = Some(subject.local);
                     }
                 }
                 Dimension::Service => {
                     key.opened = Some(opened);
                     match opened {
-                        Opened::Passive => key.local = Some(event.local),
-                        Opened::Active | Opened::Simultaneous => key.remote = Some(event.remote),
+                        Opened::Passive => key.local = Some(subject.local),
+                        Opened::Active | Opened::Simultaneous => key.remote = Some(subject.remote),
                         Opened::Unknown => {}
                     }
                 }
                 Dimension::Remote => {
                     // A port that the peer's kernel picked tells nothing, and every connection has another.
                     let picked = !matches!(opened, Opened::Active | Opened::Simultaneous);
-                    let port = if picked { 0 } else { event.remote.port };
+                    let port = if picked { 0 } else { subject.remote.port };
                     key.remote = Some(Endpoint {
                         port,
-                        ..event.remote
+                        ..subject.remote
                     });
                 }
-                Dimension::Cidr => key.network = self.network(event.remote.addr),
-                Dimension::State => {}
+                Dimension::Cidr => key.network = self.network(subject.remote.addr),
+                Dimension::State => key.state = Some(subject.state),
+                Dimension::Ports => {
+                    (key.netns, key.netns_cookie) = (subject.netns, subject.netns_cookie);
+                    key.local = Some(Endpoint {
+                        port: 0,
+                        ..subject.local
+                    });
+                    key.remote = Some(subject.remote);
+                }
             }
         }
         key
@@ -309,7 +400,16 @@ fn cells_of(dimension: Dimension, key: &Key, cgroup: Option<&Arc<str>>, cells: &
         ]),
         Dimension::Remote => cells.push(Cell::known(key.remote, Cell::Endpoint)),
         Dimension::Cidr => cells.push(Cell::known(key.network, Cell::Network)),
-        Dimension::State => {}
+        Dimension::Ports => cells.extend([
+            id(key.netns),
+            Cell::known(key.netns_cookie, Cell::Id),
+            Cell::known(key.local, Cell::Endpoint),
+            Cell::known(key.remote, Cell::Endpoint),
+        ]),
+        Dimension::State => cells.push(Cell::known(key.state, |state| Cell::Term {
+            label: state.label(),
+            name: state.name(),
+        })),
     }
 }
 

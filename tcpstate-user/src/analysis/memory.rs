@@ -33,6 +33,11 @@ impl<T> Memory<T> {
         self.connections.get_mut(&connection)
     }
 
+    /// All that is remembered.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
+        self.connections.iter().map(|(id, value)| (*id, value))
+    }
+
     /// Remembers a connection, and gives back what was remembered of one that had to go: its own before, or another's.
     pub fn insert(&mut self, connection: u64, value: T) -> Option<T> {
         let mut gone = None;

@@ -17,8 +17,14 @@ pub trait Tally {
     /// Takes a connection (or a listener) that was there before.
     fn found(&mut self, _found: &Found, _wanted: bool) {}
 
-    /// What an interval of so many nanoseconds has brought; the next begins.
-    fn table(&mut self, nanoseconds: u64) -> Table;
+    /// All connections that were there before have been found.
+    fn all_found(&mut self) {}
+
+    /// Something was lost, none of it later than `at`.
+    fn lost(&mut self, _at: u64) {}
+
+    /// What an interval has brought, from one time to another; the next begins.
+    fn table(&mut self, from: u64, to: u64) -> Table;
 
     /// Connections forgotten because there were too many.
     fn forgotten(&self) -> u64;
@@ -45,7 +51,9 @@ impl Report {
     /// Whether anything was counted.
     #[must_use]
     pub fn says_something(&self) -> bool {
-        self.table.rows.iter().any(|row| row.kind != RowKind::Total)
+        let more = self.table.more.iter().map(|section| &section.table);
+        let mut tables = std::iter::once(&self.table).chain(more);
+        tables.any(|table| table.rows.iter().any(|row| row.kind != RowKind::Total))
     }
 }
 
@@ -107,9 +115,15 @@ impl Reports {
         self.tally.found(found, wanted);
     }
 
-    /// So much was lost.
-    pub const fn lost(&mut self, count: u64) {
+    /// All connections that were there before have been found.
+    pub fn all_found(&mut self) {
+        self.tally.all_found();
+    }
+
+    /// So much was lost, none of it later than `at`.
+    pub fn lost(&mut self, count: u64, at: u64) {
         self.lost += count;
+        self.tally.lost(at);
     }
 
     /// The report on the present interval, which ends here; the next begins.
@@ -122,7 +136,7 @@ impl Reports {
             to: self.from,
             hooks: self.hooks.clone(),
             lost: std::mem::take(&mut self.lost),
-            table: self.tally.table(self.from - from),
+            table: self.tally.table(from, self.from),
         }
     }
 

@@ -4,7 +4,10 @@ use std::{cmp::Ordering, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::event::{Comm, Endpoint};
+use crate::{
+    event::{Comm, Endpoint},
+    lifecycle::Phase,
+};
 
 /// Who gets to see a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +94,12 @@ pub enum Cell {
     Share(u64, u64),
     /// So many in so many nanoseconds.
     Rate(u64, u64),
+    /// So many more, or fewer, in so many nanoseconds.
+    Growth(i64, u64),
     /// Nanoseconds.
     Duration(u64),
+    /// A time that people read in seconds, and how much it can be trusted.
+    Age(Phase),
     /// A number that is a name: of a process, a user, a namespace.
     Id(u64),
     /// One of our own words.
@@ -134,6 +141,10 @@ impl Cell {
                 Some(number as f64)
             }
             Self::Id(number) => Some(number as f64),
+            Self::Growth(change, nanoseconds) => {
+                (nanoseconds > 0).then(|| change as f64 * 1e9 / nanoseconds as f64)
+            }
+            Self::Age(age) => age.nanoseconds().map(|nanoseconds| nanoseconds as f64),
             Self::Share(part, whole) => (whole > 0).then(|| part as f64 / whole as f64),
             Self::Rate(count, nanoseconds) => {
                 (nanoseconds > 0).then(|| count as f64 * 1e9 / nanoseconds as f64)
@@ -209,6 +220,17 @@ pub struct Table {
     pub rows: Vec<Row>,
     /// What people should know besides.
     pub notes: Vec<String>,
+    /// More of the same interval, told apart otherwise.
+    pub more: Vec<Section>,
+}
+
+/// A table that belongs to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// The word for it in machine formats.
+    pub name: &'static str,
+    /// What it says.
+    pub table: Table,
 }
 
 /// What is added up in a row.

@@ -7,7 +7,11 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use tcpstate_common::{config::PortRange, state::TcpState};
 
-use super::periodic::{ClosersArgs, HistArgs};
+use super::{
+    periodic::{ClosersArgs, HistArgs},
+    states::StatesArgs,
+    timewait::WaitsArgs,
+};
 use crate::{
     event::{Comm, Protocol},
     filter::{Filter, IpVersion},
@@ -30,6 +34,10 @@ pub enum Command {
     Trace(Box<TraceArgs>),
     /// Print one line for each finished connection: who opened and closed it, how, and its real TIME_WAIT
     Conns(Box<ConnsArgs>),
+    /// Count the sockets in each state now; with --leaks, list those that stay in CLOSE_WAIT and the like
+    States(Box<StatesArgs>),
+    /// Count TIME_WAITs, why they end, how long they take; and the local ports in use, and when there will be none
+    Timewait(Box<WaitsArgs>),
     /// Count which process closes first, towards whom, with FIN or RST, and the TIME_WAITs it causes
     Closers(Box<ClosersArgs>),
     /// Measure the time spent in each state, and in the close as a whole

@@ -7,6 +7,8 @@ mod output;
 mod periodic;
 mod probe;
 mod shape;
+mod states;
+mod timewait;
 mod view;
 
 use std::{io, process::ExitCode};
@@ -52,6 +54,8 @@ pub fn main() -> ExitCode {
             let running = conns.running;
             live::run(&conns.live, Shape::Connections { running })
         }
+        Command::States(states) => states::states(&states),
+        Command::Timewait(waits) => timewait::timewait(&waits),
         Command::Closers(closers) => periodic::closers(&closers),
         Command::Hist(hist) => periodic::hist(&hist),
         Command::Probe(probe) => probe::run(&probe),

@@ -1,9 +1,10 @@
-//! Periodic views: `tcpstate closers`, `tcpstate hist`. Their flags, checked, become a [`Tally`].
+//! Periodic views: `tcpstate closers`, `tcpstate hist`, and what all of them share. Their flags, checked, become a [`Tally`].
 
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, builder::RangedU64ValueParser};
+use tcpstate_common::state::TcpState;
 
 use super::{
     Outcome,
@@ -144,7 +145,7 @@ pub fn closers(args: &ClosersArgs) -> Result<Outcome> {
         );
     }
     let by = By::new(&args.by, args.period.prefix);
-    let order = order(&args.sort, args.period.top, &by, Closers::COLUMNS)?;
+    let order = order(&args.sort, args.period.top, &by.columns(), Closers::COLUMNS)?;
     let tally = move |conditions: &Conditions| -> Box<dyn Tally> {
         Box::new(Closers::new(
             by,
@@ -170,7 +171,7 @@ pub fn hist(args: &HistArgs) -> Result<Outcome> {
         );
     }
     let by = By::new(&args.by, args.period.prefix);
-    let order = order(&args.sort, args.period.top, &by, Hist::COLUMNS)?;
+    let order = order(&args.sort, args.period.top, &by.columns(), Hist::COLUMNS)?;
     let options = HistOptions {
         by,
         order,
@@ -194,7 +195,7 @@ pub fn hist(args: &HistArgs) -> Result<Outcome> {
     run(&args.live, &args.period, tally)
 }
 
-fn run(
+pub(super) fn run(
     live: &LiveArgs,
     period: &PeriodArgs,
     tally: impl FnOnce(&Conditions) -> Box<dyn Tally> + 'static,
@@ -217,8 +218,7 @@ fn run(
 }
 
 /// The order of groups; the column must be there.
-fn order(sort: &str, top: usize, by: &By, columns: &[Column]) -> Result<Order> {
-    let keys = by.columns();
+pub(super) fn order(sort: &str, top: usize, keys: &[Column], columns: &[Column]) -> Result<Order> {
     let sortable = || {
         let all = keys.iter().chain(columns);
         all.filter(|column| column.shown != Shown::Text)
@@ -238,7 +238,6 @@ fn order(sort: &str, top: usize, by: &By, columns: &[Column]) -> Result<Order> {
 
 /// The states that `hist` measures.
 fn measured() -> Vec<&'static str> {
-    use tcpstate_common::state::TcpState;
     TcpState::ALL
         .into_iter()
         .filter(|state| !Measure::of_state(*state).is_empty())
@@ -270,7 +269,7 @@ fn hist_dimension(text: &str) -> Result<Dimension, String> {
 }
 
 /// One word of `--by`; `why` says why a view does not have it.
-fn dimension(
+pub(super) fn dimension(
     text: &str,
     allowed: &[Dimension],
     why: impl Fn(Dimension) -> &'static str,

@@ -181,6 +181,9 @@ impl View {
     pub fn end_finding(&mut self) -> u64 {
         self.owners = Owners::default();
         self.lifecycle.end_finding();
+        if let Some(reports) = &mut self.reports {
+            reports.all_found();
+        }
         self.lifecycle.counts().found
     }
 
@@ -192,7 +195,7 @@ impl View {
         self.name_cgroup(event.cgroup);
         let owner = event.inode.and_then(|inode| self.owners.of(inode));
         if let Some(found) = self.lifecycle.found(event, owner) {
-            self.take_found(&found);
+            self.take_found(&found, self.filter.wants_socket(event));
         }
     }
 
@@ -203,17 +206,18 @@ impl View {
         let mut found = None;
         self.understand(|lifecycle, out| found = lifecycle.found_minisocket(event, out))?;
         if let Some(found) = found {
-            self.take_found(&found);
+            self.take_found(&found, true);
         }
         Ok(())
     }
 
-    fn take_found(&mut self, found: &Found) {
+    /// `connection` says whether its connection is wanted: listeners that are not come here all the same.
+    fn take_found(&mut self, found: &Found, connection: bool) {
         if let Some(reports) = &mut self.reports {
-            let wanted = self
+            let owner = self
                 .filter
                 .wants_owner(found.process, found.cgroup.as_deref());
-            reports.found(found, wanted.unwrap_or(false));
+            reports.found(found, connection && owner.unwrap_or(false));
         }
         if let Some(connections) = &mut self.connections {
             connections.found(found);
@@ -238,6 +242,9 @@ impl View {
         for admitted in self.gate.admit(&self.filter, event).into_iter().flatten() {
             let transition = self.lifecycle.transition(admitted.event);
             if !admitted.wanted {
+                if let Some(reports) = &mut self.reports {
+                    reports.take(&transition, false);
+                }
                 continue;
             }
             if let Some(transition) = self.lifecycle.hold(transition) {
@@ -486,9 +493,9 @@ impl Losses {
             if count > 0 {
                 if kind != LossKind::NotFound {
                     view.lifecycle.events_lost(now);
-                    if let Some(reports) = &mut view.reports {
-                        reports.lost(count);
-                    }
+                }
+                if let Some(reports) = &mut view.reports {
+                    reports.lost(count, now);
                 }
                 say(format_args!("LOST {count}: {}", kind.advice()));
                 view.sink.loss(&Loss {

@@ -37,6 +37,8 @@ pub struct Found {
     pub process: Option<Process>,
     /// User id of the socket.
     pub uid: Option<u32>,
+    /// Id of its cgroup.
+    pub cgroup_id: Option<u64>,
     /// Path of its cgroup.
     pub cgroup: Option<Arc<str>>,
     /// What it has done so far.
@@ -119,6 +121,7 @@ impl Lifecycle {
             remote: event.remote,
             process: owner,
             uid: event.uid,
+            cgroup_id: event.cgroup,
             cgroup: event.cgroup.and_then(|id| self.cgroups.get(&id).cloned()),
             totals: event.totals,
         })
@@ -165,6 +168,7 @@ impl Lifecycle {
             remote: event.remote,
             process: None,
             uid: None,
+            cgroup_id: None,
             cgroup: None,
             totals: None,
         })

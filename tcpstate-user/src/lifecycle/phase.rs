@@ -32,7 +32,7 @@ impl Bound {
 ///
 /// Eight bytes, of which a few million connections keep several each: the nanoseconds, above them the bound and one bit
 /// that is always set, so that an `Option` needs no more.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Phase(NonZeroU64);
 
 impl Phase {

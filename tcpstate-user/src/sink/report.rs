@@ -1,12 +1,12 @@
 //! Reports of periodic views in machine formats: JSON objects and CSV rows with the same names and values.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use super::{escape, json::seconds};
 use crate::{
-    analysis::{Bucket, Cell, Column, Report, Row, RowKind, Shown},
+    analysis::{Bucket, Cell, Column, Report, Row, RowKind, Shown, Table},
     clock::Clock,
 };
 
@@ -20,6 +20,8 @@ pub(super) struct ReportLine<'a> {
     hooks: &'a [&'static str],
     lost: u64,
     rows: Vec<RowLine<'a>>,
+    #[serde(flatten)]
+    more: BTreeMap<&'static str, Vec<RowLine<'a>>>,
 }
 
 /// One row of it.
@@ -38,17 +40,24 @@ impl<'a> ReportLine<'a> {
             seconds: seconds(report.to.saturating_sub(report.from)),
             hooks: &report.hooks,
             lost: report.lost,
-            rows: report
+            rows: rows(&report.table),
+            more: report
                 .table
-                .rows
+                .more
                 .iter()
-                .map(|row| RowLine {
-                    columns: &report.table.columns,
-                    row,
-                })
+                .map(|section| (section.name, rows(&section.table)))
                 .collect(),
         }
     }
+}
+
+fn rows(table: &Table) -> Vec<RowLine<'_>> {
+    let columns = &table.columns;
+    table
+        .rows
+        .iter()
+        .map(|row| RowLine { columns, row })
+        .collect()
 }
 
 impl Serialize for RowLine<'_> {
@@ -111,8 +120,11 @@ impl Serialize for Value<'_> {
             Cell::Count(number) | Cell::AtLeast(number) | Cell::Id(number) => {
                 serializer.serialize_u64(*number)
             }
-            Cell::Share(..) | Cell::Rate(..) => self.0.number().serialize(serializer),
+            Cell::Share(..) | Cell::Rate(..) | Cell::Growth(..) => {
+                self.0.number().serialize(serializer)
+            }
             Cell::Duration(nanoseconds) => serializer.serialize_f64(seconds(*nanoseconds)),
+            Cell::Age(age) => age.nanoseconds().map(seconds).serialize(serializer),
             Cell::Word(label) | Cell::Term { label, .. } => serializer.serialize_str(label),
             Cell::Name(name) => serializer.serialize_str(name),
             Cell::Comm(comm) => serializer.serialize_str(&comm.to_str()),
@@ -136,14 +148,35 @@ fn endpoint(cell: &Cell) -> Option<String> {
     }
 }
 
-/// The header of CSV.
+/// The header of CSV: tables that belong to a report have their columns in the same rows, each name once.
 pub(super) fn csv_header(report: &Report) -> Vec<&'static str> {
     let mut header = vec!["from", "to", "seconds", "hooks", "lost", "row", "groups"];
-    header.extend(machine(&report.table.columns).map(|column| column.name));
+    if !report.table.more.is_empty() {
+        header.push("table");
+    }
+    header.extend(csv_columns(report));
     header
 }
 
-/// One row for each of the table, with the time of the report.
+/// The columns of all tables of a report, each name once.
+fn csv_columns(report: &Report) -> Vec<&'static str> {
+    let mut names: Vec<_> = Vec::new();
+    for (_, table) in tables(report) {
+        let missing = machine(&table.columns).filter(|column| !names.contains(&column.name));
+        let missing: Vec<_> = missing.map(|column| column.name).collect();
+        names.extend(missing);
+    }
+    names
+}
+
+/// The tables of a report; the first has the name `rows`, as in JSON.
+fn tables(report: &Report) -> impl Iterator<Item = (&'static str, &Table)> {
+    let more = report.table.more.iter();
+    let more = more.map(|section| (section.name, &section.table));
+    std::iter::once(("rows", &report.table)).chain(more)
+}
+
+/// One row for each of the tables, with the time of the report.
 pub(super) fn csv_rows(report: &Report, clock: &Clock) -> impl Iterator<Item = Vec<String>> {
     let line = ReportLine::new(report, clock);
     let before = [
@@ -153,16 +186,34 @@ pub(super) fn csv_rows(report: &Report, clock: &Clock) -> impl Iterator<Item = V
         line.hooks.join("; "),
         line.lost.to_string(),
     ];
-    line.rows.into_iter().map(move |RowLine { columns, row }| {
-        let mut record = before.to_vec();
-        record.push(row.kind.label().to_owned());
-        record.push(
-            groups(row.kind)
-                .map(|groups| groups.to_string())
-                .unwrap_or_default(),
-        );
-        record.extend(cells(columns, row).map(csv_cell));
-        record
+    let names = csv_columns(report);
+    let several = !report.table.more.is_empty();
+    tables(report).flat_map(move |(name, table)| {
+        // Where the cells of this table belong.
+        let places: Vec<_> = machine(&table.columns)
+            .map(|column| names.iter().position(|name| *name == column.name))
+            .collect();
+        let (before, width) = (before.clone(), names.len());
+        table.rows.iter().map(move |row| {
+            let mut record = before.to_vec();
+            record.push(row.kind.label().to_owned());
+            record.push(
+                groups(row.kind)
+                    .map(|groups| groups.to_string())
+                    .unwrap_or_default(),
+            );
+            if several {
+                record.push(name.to_owned());
+            }
+            let first = record.len();
+            record.resize(first + width, String::new());
+            for (place, cell) in places.iter().zip(cells(&table.columns, row)) {
+                if let Some(slot) = place.and_then(|place| record.get_mut(first + place)) {
+                    *slot = csv_cell(cell);
+                }
+            }
+            record
+        })
     })
 }
 
@@ -171,11 +222,15 @@ fn csv_cell(cell: &Cell) -> String {
     match cell {
         Cell::Blank | Cell::Unknown => String::new(),
         Cell::Count(number) | Cell::AtLeast(number) | Cell::Id(number) => number.to_string(),
-        Cell::Share(..) | Cell::Rate(..) => cell
+        Cell::Share(..) | Cell::Rate(..) | Cell::Growth(..) => cell
             .number()
             .map(|number| number.to_string())
             .unwrap_or_default(),
         Cell::Duration(nanoseconds) => seconds(*nanoseconds).to_string(),
+        Cell::Age(age) => age
+            .nanoseconds()
+            .map(|nanoseconds| seconds(nanoseconds).to_string())
+            .unwrap_or_default(),
         Cell::Word(label) | Cell::Term { label, .. } => (*label).to_owned(),
         Cell::Name(name) => escape::text(name).into_owned(),
         Cell::Comm(comm) => escape::text(&comm.to_str()).into_owned(),

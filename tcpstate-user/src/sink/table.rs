@@ -30,6 +30,14 @@ pub(super) fn draw(report: &Report, clock: &Clock, wide: bool, columns: usize) -
     for note in &report.table.notes {
         put(&mut text, format_args!("# {note}\n"));
     }
+    let more = report.table.more.iter().map(|section| &section.table);
+    for section in more.filter(|section| !section.rows.is_empty()) {
+        text.push('\n');
+        table(&mut text, section, wide, most);
+        for note in &section.notes {
+            put(&mut text, format_args!("# {note}\n"));
+        }
+    }
     text.push('\n');
     text
 }
@@ -176,7 +184,15 @@ fn cell(cell: &Cell) -> Cow<'static, str> {
             ..100.0 => format!("{rate:.1}").into(),
             _ => format!("{rate:.0}").into(),
         }),
+        Cell::Growth(..) => cell
+            .number()
+            .map_or(Cow::Borrowed("-"), |rate| format!("{rate:.1}").into()),
         Cell::Duration(nanoseconds) => milliseconds(*nanoseconds).into(),
+        Cell::Age(age) => {
+            let mut text = String::new();
+            duration(&mut text, Some(*age), 1_000_000_000);
+            text.into()
+        }
         Cell::Word(name) | Cell::Term { name, .. } => Cow::Borrowed(name),
         Cell::Name(text) => name(text).into(),
         Cell::Comm(comm) => name(&comm.to_str()).into(),

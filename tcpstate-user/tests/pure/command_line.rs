@@ -26,6 +26,8 @@ fn help_and_version_are_no_failures() {
         &["trace", "--help"],
         &["closers", "--help"],
         &["hist", "--help"],
+        &["states", "--help"],
+        &["timewait", "--help"],
         &["probe", "-h"],
         &["--version"],
     ] {
@@ -111,6 +113,22 @@ fn bad_flags_say_what_why_and_what_to_do() {
             "closers counts closes, which are no states",
         ),
         (&["closers", "--top", "0"], "invalid value '0'"),
+        (
+            &["states", "--state", "close"],
+            "no socket is counted in it",
+        ),
+        (
+            &["states", "--leaks", "--state", "time_wait"],
+            "--leaks looks at close_wait, fin_wait2",
+        ),
+        (&["states", "--older", "5"], "--leaks"),
+        (
+            &["states", "--by", "state", "--sort", "close_wait"],
+            "there is no such column",
+        ),
+        (&["states", "--by", "ports"], "give process, pid"),
+        (&["timewait", "--by", "state"], "timewait is of one state"),
+        (&["timewait", "--state", "time_wait"], "tcpstate states"),
         (&["closers", "--prefix", "33"], "up to 32"),
         (
             &["closers", "--count", "3"],

@@ -17,5 +17,7 @@ mod records;
 mod replay;
 mod reports;
 mod scene;
+mod states;
 mod story;
 mod timewait;
+mod waits;

@@ -5,6 +5,8 @@ use std::{cell::RefCell, io, rc::Rc};
 use crate::{
     records::{MS, timer},
     scene::{START, Sent, scene},
+    states::{leaks_by_process, leaks_report, states_by_state, states_report},
+    waits::waits_report,
 };
 use jiff::tz::TimeZone;
 use tcpstate_common::{
@@ -253,20 +255,114 @@ fn hist_csv() {
 }
 
 #[test]
+fn states_text() {
+    let text = text(&states_report(), false);
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn states_text_wide() {
+    insta::assert_snapshot!(text(&states_report(), true));
+}
+
+#[test]
+fn states_by_state_text() {
+    insta::assert_snapshot!(text(&states_by_state(), false));
+}
+
+#[test]
+fn states_json() {
+    insta::assert_snapshot!(json(&states_report()));
+}
+
+#[test]
+fn states_csv() {
+    insta::assert_snapshot!(csv_rows(&states_report()));
+}
+
+#[test]
+fn leaks_text() {
+    insta::assert_snapshot!(text(&leaks_report(), false));
+}
+
+#[test]
+fn leaks_by_process_text() {
+    insta::assert_snapshot!(text(&leaks_by_process(), false));
+}
+
+#[test]
+fn leaks_json() {
+    insta::assert_snapshot!(json(&leaks_report()));
+}
+
+#[test]
+fn leaks_csv() {
+    insta::assert_snapshot!(csv_rows(&leaks_report()));
+}
+
+#[test]
+fn waits_text() {
+    let text = text(&waits_report(), false);
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn waits_text_wide() {
+    insta::assert_snapshot!(text(&waits_report(), true));
+}
+
+#[test]
+fn waits_json() {
+    insta::assert_snapshot!(json(&waits_report()));
+}
+
+#[test]
+fn waits_csv() {
+    insta::assert_snapshot!(csv_rows(&waits_report()));
+}
+
+/// One report of every kind.
+fn all_reports() -> Vec<Report> {
+    vec![
+        closers_report(),
+        hist_report(),
+        everything(),
+        states_report(),
+        states_by_state(),
+        leaks_report(),
+        leaks_by_process(),
+        waits_report(),
+    ]
+}
+
+#[test]
 fn csv_and_json_say_the_same() {
-    for report in [closers_report(), hist_report(), everything()] {
+    for report in all_reports() {
         let object: serde_json::Value = serde_json::from_str(&json(&report)).expect("an object");
         let text = csv_rows(&report);
         let mut reader = csv::Reader::from_reader(text.as_bytes());
         let header = reader.headers().expect("a header").clone();
         let mut rows = 0;
-        for (row, json) in reader
-            .records()
-            .zip(object["rows"].as_array().expect("rows"))
-        {
+        let more = &report.table.more;
+        let tables = std::iter::once("rows").chain(more.iter().map(|section| section.name));
+        let objects = tables.flat_map(|name| {
+            let rows = object[name].as_array().expect("rows");
+            rows.iter().map(move |row| (name, row))
+        });
+        for (row, (table, json)) in reader.records().zip(objects) {
             rows += 1;
             let row = row.expect("rows are of one length");
             for (name, cell) in header.iter().zip(&row) {
+                if name == "table" {
+                    assert_eq!(cell, table);
+                    continue;
+                }
                 let value = match &json[name] {
                     serde_json::Value::Null => &object[name],
                     value => value,
@@ -278,13 +374,14 @@ fn csv_and_json_say_the_same() {
                 }
             }
         }
-        assert_eq!(rows, report.table.rows.len());
+        let more = more.iter().map(|section| section.table.rows.len());
+        assert_eq!(rows, report.table.rows.len() + more.sum::<usize>());
     }
 }
 
 #[test]
 fn no_column_is_called_as_another() {
-    for report in [closers_report(), hist_report(), everything()] {
+    for report in all_reports() {
         let names: Vec<_> = report
             .table
             .columns
@@ -299,7 +396,7 @@ fn no_column_is_called_as_another() {
 
 #[test]
 fn nothing_hostile_is_left_anywhere() {
-    for report in [closers_report(), everything()] {
+    for report in all_reports() {
         for text in [
             text(&report, false),
             text(&report, true),

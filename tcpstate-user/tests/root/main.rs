@@ -6,6 +6,7 @@
 
 mod churn;
 mod closes;
+mod exhaustion;
 mod existing;
 mod filters;
 mod hostile;
@@ -18,6 +19,7 @@ mod probe;
 mod recording;
 mod segments;
 mod smp;
+mod states;
 mod support;
 mod timewait;
 mod trace;

@@ -23,8 +23,8 @@ use crate::{
 
 /// What a server does with each connection.
 const CLOSES_FIRST: &str = "closes-first";
-const NEVER_FIRST: &str = "never-first";
-const LEAKS: &str = "leaks";
+pub const NEVER_FIRST: &str = "never-first";
+pub const LEAKS: &str = "leaks";
 const RESETS: &str = "resets";
 const CHILD_CLOSES: &str = "child-closes";
 /// How long it leaves a connection in CLOSE_WAIT.
@@ -34,10 +34,10 @@ const ROLE: &str = "TCPSTATE_TEST_ROLE";
 const PORT: &str = "TCPSTATE_TEST_PORT";
 
 /// This test program once more, as a server named by what it does.
-struct Server(Child);
+pub struct Server(Child);
 
 impl Server {
-    fn start(role: &str, port: u16) -> Self {
+    pub fn start(role: &str, port: u16) -> Self {
         let mut child = start(
             Command::new(std::env::current_exe().expect("this program"))
                 .args([
@@ -61,7 +61,7 @@ impl Server {
         Self(child)
     }
 
-    fn pid(&self) -> u64 {
+    pub fn pid(&self) -> u64 {
         self.0.id().into()
     }
 }
@@ -142,7 +142,7 @@ fn child_closes(stream: TcpStream) {
 }
 
 /// Connects, and learns whom to.
-fn greeted(port: u16) -> (TcpStream, u64) {
+pub fn greeted(port: u16) -> (TcpStream, u64) {
     let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a connection");
     let mut pid = [0; 4];
     client.read_exact(&mut pid).expect("a process id");
@@ -157,7 +157,7 @@ fn until_the_end(port: u16) -> u64 {
 }
 
 /// The rows of all reports of a view that stand for one group.
-fn groups(printed: &Printed, view: &str) -> Vec<Value> {
+pub fn groups(printed: &Printed, view: &str) -> Vec<Value> {
     printed
         .events(view)
         .iter()
@@ -191,7 +191,7 @@ fn counts(rows: &[Value], pid: u64) -> Vec<(&'static str, u64)> {
     .collect()
 }
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !done() {
         assert!(Instant::now() < deadline, "{what}");

@@ -1,0 +1,137 @@
+//! `tcpstate states` and `tcpstate states --leaks`.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Args as ClapArgs;
+use tcpstate_common::state::TcpState;
+
+use super::{
+    Outcome,
+    args::{LiveArgs, duration},
+    periodic::{PeriodArgs, dimension, order, run},
+    shape::Conditions,
+};
+use crate::analysis::{By, Dimension, Leaks, LeaksOptions, States, StatesOptions, Tally};
+
+const STATES_HELP: &str = "\
+Sockets by state as they are when the interval ends: kept by events, seeded with
+those that were there at the start. As /proc/net/tcp has them, but of all network
+namespaces, and with the minisockets' process. SYN_S is SYN_SENT, ESTAB ESTABLISHED,
+FIN_W1 FIN_WAIT1 and so on; -w adds SYN_RECV, CLOSING, and how many of FIN_WAIT2 are
+minisockets (MINI). Half-open connections of a listener (its SYN queue) are not seen.
+`>=`: some of those minisockets may be in TIME_WAIT, which the kernel tells when they end.
+COMM: the process that a socket, or its listener, belongs to; `unknown` where the
+kernel did not tell, as of minisockets found at the start. Of sockets found at the
+start --by listener, service and remote take as accepted what has the port of a listener.
+
+--leaks lists sockets that stay: in CLOSE_WAIT (the application does not close),
+FIN_WAIT2 (the peer does not; no minisockets, which end by themselves), SYN_SENT
+(nobody answers), LAST_ACK (our FIN is not acknowledged). AGE(s): seconds in that
+state; `>=` it was there at the start, `<=` something was lost since.
+
+Exit code: 0 there was a socket, or ended by Ctrl-C; 1 none; 2 an error.
+
+Examples:
+  tcpstate states 1 1                 now, once
+  tcpstate states --by state,cidr 10
+  tcpstate states --leaks 10          who leaks, every ten seconds
+  tcpstate states --leaks --older 5m --by pid,remote --state close_wait 60";
+
+/// Flags of `tcpstate states`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = STATES_HELP)]
+pub struct StatesArgs {
+    /// What periodic views have.
+    #[command(flatten)]
+    pub period: PeriodArgs,
+
+    /// What to tell apart: process, pid, cgroup, container, uid, netns, listener, service, remote, cidr, state [default:
+    /// process; with --leaks every socket]
+    #[arg(long, value_delimiter = ',', value_parser = states_dimension)]
+    pub by: Vec<Dimension>,
+
+    /// Sort by this column (its name in -j) [default: sockets; with --leaks age]
+    #[arg(long, value_name = "COLUMN")]
+    pub sort: Option<String>,
+
+    /// List the sockets that stay in CLOSE_WAIT, FIN_WAIT2, SYN_SENT or LAST_ACK
+    #[arg(long)]
+    pub leaks: bool,
+
+    /// With --leaks: those that are in their state at least so long (seconds, or with a unit; 0 for all)
+    #[arg(long, value_name = "TIME", requires = "leaks", default_value = "60s", value_parser = age)]
+    pub older: Duration,
+
+    /// What all views have.
+    #[command(flatten)]
+    pub live: LiveArgs,
+}
+
+/// Runs `tcpstate states`.
+pub fn states(args: &StatesArgs) -> Result<Outcome> {
+    let states = args.live.filter.state.clone();
+    if args.leaks {
+        return leaks(args, states);
+    }
+    if let Some(state) = states.iter().find(|state| !States::counts(**state)) {
+        bail!("--state {}: no socket is counted in it", state.label());
+    }
+    let by = match args.by.as_slice() {
+        [] => &[Dimension::Process],
+        by => by,
+    };
+    let by = By::new(by, args.period.prefix);
+    let sort = args.sort.as_deref().unwrap_or(States::SORT);
+    let order = order(
+        sort,
+        args.period.top,
+        &by.columns(),
+        &States::columns(&by, &states),
+    )?;
+    let tally = move |conditions: &Conditions| -> Box<dyn Tally> {
+        Box::new(States::new(StatesOptions {
+            by,
+            order,
+            states,
+            timewait: conditions.timewait,
+            limit: conditions.limit,
+        }))
+    };
+    run(&args.live, &args.period, tally)
+}
+
+fn leaks(args: &StatesArgs, states: Vec<TcpState>) -> Result<Outcome> {
+    if let Some(state) = states.iter().find(|state| !Leaks::looks_at(**state)) {
+        bail!(
+            "--state {}: --leaks looks at close_wait, fin_wait2, syn_sent, last_ack",
+            state.label()
+        );
+    }
+    let by = (!args.by.is_empty()).then(|| By::new(&args.by, args.period.prefix));
+    let sort = args.sort.as_deref().unwrap_or(Leaks::SORT);
+    let order = order(sort, args.period.top, &[], &Leaks::columns(by.as_ref()))?;
+    let least = u64::try_from(args.older.as_nanos()).unwrap_or(u64::MAX);
+    let tally = move |conditions: &Conditions| -> Box<dyn Tally> {
+        Box::new(Leaks::new(LeaksOptions {
+            by,
+            order,
+            states,
+            older: least,
+            limit: conditions.limit,
+        }))
+    };
+    run(&args.live, &args.period, tally)
+}
+
+/// An age, which may be nothing.
+fn age(text: &str) -> Result<Duration, String> {
+    match text.trim() {
+        "0" | "0s" => Ok(Duration::ZERO),
+        text => duration(text),
+    }
+}
+
+fn states_dimension(text: &str) -> Result<Dimension, String> {
+    dimension(text, &States::DIMENSIONS, |_| "states cannot tell it")
+}

@@ -1,0 +1,97 @@
+//! `tcpstate timewait`.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Args as ClapArgs;
+
+use super::{
+    Outcome,
+    args::LiveArgs,
+    periodic::{PeriodArgs, dimension, order, run},
+    shape::Conditions,
+};
+use crate::{
+    analysis::{By, Dimension, Tally, Waits, WaitsOptions},
+    kernel,
+};
+
+const WAITS_HELP: &str = "\
+  NOW      sockets in TIME_WAIT; `>=`: some minisockets in FIN_WAIT2 may be there too
+  BORN     TIME_WAITs that began; then those that ended:
+  EXPIRED  after their time; REUSED: connect() or a new SYN took the 4-tuple over;
+  OTHER    rst, destroyed, namespace gone, not known (-w and -j tell them apart)
+  OVERFL   connections that got none (tcp_max_tw_buckets)
+  P50 MAX  how long they really took, of exact times only
+Then, for each source and destination, the local ports that connections opened by
+this host hold: USED, of them by minisockets (MINI: TIME_WAIT or FIN_WAIT2), out of
+PORTS (ip_local_port_range without ip_local_reserved_ports and ports of listeners, as
+set in that network namespace at the start), FREE, change a second, and when there
+will be NONE if it goes on like that; TIME_WAITs that end meanwhile are thought of.
+FAILED: connect() that found no port (EADDRNOTAVAIL), and whose. That is known without
+a hook of its own: the socket enters SYN_SENT and leaves it, still without a port.
+bind() that fails is not seen, since no state changes. Connections that were there
+at the start count if no listener has their local port.
+
+Exit code: 0 something was counted, or ended by Ctrl-C; 1 nothing; 2 an error.
+
+Examples:
+  tcpstate timewait 10
+  tcpstate timewait --by container,remote --sort born 60
+  tcpstate timewait -j 1 | jq '.ports[]? | select(.seconds_until_none < 60)'";
+
+/// Flags of `tcpstate timewait`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = WAITS_HELP)]
+pub struct WaitsArgs {
+    /// What periodic views have.
+    #[command(flatten)]
+    pub period: PeriodArgs,
+
+    /// What to tell apart: process, pid, cgroup, container, uid, netns, listener, service, remote, cidr
+    #[arg(long, value_delimiter = ',', default_value = "process", value_parser = waits_dimension)]
+    pub by: Vec<Dimension>,
+
+    /// Sort by this column (its name in -j)
+    #[arg(long, value_name = "COLUMN", default_value = Waits::SORT)]
+    pub sort: String,
+
+    /// What all views have.
+    #[command(flatten)]
+    pub live: LiveArgs,
+}
+
+/// Runs `tcpstate timewait`.
+pub fn timewait(args: &WaitsArgs) -> Result<Outcome> {
+    /// How long to look for network namespaces.
+    const SEARCH: Duration = Duration::from_secs(2);
+    if !args.live.filter.state.is_empty() {
+        bail!("--state: timewait shows TIME_WAIT; `tcpstate states` shows the others");
+    }
+    let by = By::new(&args.by, args.period.prefix);
+    let order = order(
+        &args.sort,
+        args.period.top,
+        &by.columns(),
+        &Waits::columns(),
+    )?;
+    // While we may enter network namespaces.
+    let ports = kernel::local_ports(SEARCH);
+    let tally = move |conditions: &Conditions| -> Box<dyn Tally> {
+        Box::new(Waits::new(WaitsOptions {
+            by,
+            order,
+            timewait: conditions.timewait,
+            ports,
+            limit: conditions.limit,
+        }))
+    };
+    run(&args.live, &args.period, tally)
+}
+
+fn waits_dimension(text: &str) -> Result<Dimension, String> {
+    dimension(text, &Waits::DIMENSIONS, |dimension| match dimension {
+        Dimension::State => "timewait is of one state; `tcpstate states --by state` has the others",
+        _ => "timewait cannot tell it",
+    })
+}
