@@ -406,7 +406,10 @@ impl Use {
             Cell::known(outlook.until_none.filter(|_| !outlook.many), |time| {
                 Cell::Age(at_least(time))
             }),
-            Cell::Count(self.failed),
+            // The hook that tells no namespace tells no task either.
+            Cell::known(self.netns.or(outlook.many.then_some(0)), |_| {
+                Cell::Count(self.failed)
+            }),
             Cell::Word(if outlook.reuse { "yes" } else { "no" }),
         ]
     }
