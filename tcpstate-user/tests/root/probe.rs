@@ -26,7 +26,7 @@ fn trace_does_what_probe_says() {
     let root = |arguments: &[&str]| {
         let mut command = Command::new("timeout");
         command
-            .args(["-s", "INT", "30", env!("CARGO_BIN_EXE_tcpstate")])
+            .args(["-s", "INT", "120", env!("CARGO_BIN_EXE_tcpstate")])
             .args(arguments);
         command
     };
@@ -51,7 +51,7 @@ fn trace_does_what_probe_says_without_root() {
             .arg(format!("--inh-caps={HELD}"))
             .arg(format!("--ambient-caps={HELD}"))
             .arg(format!("--bounding-set=-all,{HELD}"))
-            .args(["--", "timeout", "-s", "INT", "30"])
+            .args(["--", "timeout", "-s", "INT", "120"])
             .arg(&program)
             .args(arguments);
         command
