@@ -15,16 +15,19 @@ pub enum LossKind {
     Unread,
     /// Sockets that were there before, and could not be sent because the ring buffer was full.
     NotFound,
+    /// Records that a recording has no place for, because writing it did not keep up.
+    Unrecorded,
 }
 
 impl LossKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::RingFull,
         Self::Undecodable,
         Self::TableFull,
         Self::Unread,
         Self::NotFound,
+        Self::Unrecorded,
     ];
 
     /// The word for it in machine formats.
@@ -36,6 +39,7 @@ impl LossKind {
             Self::TableFull => "table_full",
             Self::Unread => "unread",
             Self::NotFound => "not_found",
+            Self::Unrecorded => "unrecorded",
         }
     }
 
@@ -54,6 +58,9 @@ impl LossKind {
             }
             Self::NotFound => {
                 "sockets that were there before could not be read, the ring buffer was full; use a larger --buffer"
+            }
+            Self::Unrecorded => {
+                "records are not in the recording, the disk was too slow; use a filter or a faster disk"
             }
             Self::Unread => {
                 "records not shown, they still waited for the output at the end; use a filter or a faster output"
