@@ -407,9 +407,9 @@ impl FilterArgs {
         })
     }
 
-    /// What was given that decides what the kernel side sends, as it was given.
+    /// What was given that decides what the kernel side sends, as it was given; the namespace by its number.
     #[must_use]
-    pub fn given(&self) -> String {
+    pub fn given(&self, netns: Option<Netns>) -> String {
         let ports = |name: &str, ranges: &[PortRange]| {
             let range = |range: &PortRange| match (range.first, range.last) {
                 (first, last) if first == last => first.to_string(),
@@ -424,7 +424,7 @@ impl FilterArgs {
             ports("--local-port", &self.local_port),
             ports("--remote-port", &self.remote_port),
             (!networks.is_empty()).then(|| format!("--cidr {}", networks.join(","))),
-            self.netns.as_ref().map(|netns| format!("--netns {netns}")),
+            netns.map(|netns| format!("--netns {}", netns.inode)),
             self.ipv4.then(|| "--ipv4".to_owned()),
             self.ipv6.then(|| "--ipv6".to_owned()),
             (protocols != ["tcp"]).then(|| format!("--protocol {}", protocols.join(","))),

@@ -16,7 +16,7 @@ use super::Outcome;
 use crate::{
     clock::Clock,
     event::{Event, TimeWaitStep},
-    kernel::Missing,
+    kernel::{Missing, drop_privileges},
     recording::{FORMAT, Header, Mark, Parts, ReadError, Step},
     sink::escape,
 };
@@ -77,6 +77,7 @@ struct Lost {
 pub fn run(args: &InfoArgs) -> Result<Outcome> {
     let mut parts = Parts::open(&args.file)
         .map_err(|(path, error)| anyhow!(error).context(path.display().to_string()))?;
+    drop_privileges();
     let header = parts.header().clone();
     let (info, damage) = read(&mut parts, &header);
     let text = if args.json {

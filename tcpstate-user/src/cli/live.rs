@@ -58,7 +58,11 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
     };
     let attached = Attached::new(&request)?;
     check(&filter, attached.plan.hook)?;
-    let header = Header::new(&attached.plan, attached.start, args.filter.given());
+    let header = Header::new(
+        &attached.plan,
+        attached.start,
+        args.filter.given(filter.netns),
+    );
     let tape = record::begin(&args.recording, &header)?;
     // Its thread needs privileges for as long as it reads.
     let reader = attached

@@ -16,7 +16,7 @@ use super::{
     window::Window,
 };
 use crate::{
-    kernel::Missing,
+    kernel::{Missing, drop_privileges},
     message::say,
     recording::{Block, Header, NoStep, Parts, ReadError, Step},
     sink::escape,
@@ -29,8 +29,11 @@ const AFTERWARDS: u64 = 1_000_000_000;
 pub fn run(args: &LiveArgs, shape: Shape, path: &Path) -> Result<Outcome> {
     let filter = args.filter.resolve_recorded()?;
     let netns = netns(&args.filter)?;
+    let target = output::open(&args.output)?;
     let mut parts = Parts::open(path)
         .map_err(|(path, error)| anyhow!(error).context(path.display().to_string()))?;
+    // Whoever made the file, root reads it without its powers.
+    drop_privileges();
     let mut header = parts.header().clone();
     live::check(&filter, header.hook)?;
     let time = |text: &Option<String>, flag: &str| -> Result<Option<u64>> {
@@ -64,7 +67,6 @@ pub fn run(args: &LiveArgs, shape: Shape, path: &Path) -> Result<Outcome> {
     if let (true, Ok(Some(block))) = (skipped, &first) {
         header.begins = block.mark.now;
     }
-    let target = output::open(&args.output)?;
     let sink = live::sink(args, &shape, target, &header)?;
     let mut view = View::new(args, filter, Names::recorded(), sink, &header, shape);
     view.look_through(Window::new(since, until, netns));
@@ -157,7 +159,10 @@ impl Replay {
         let view = &mut self.view;
         match step {
             // Of what is left, only how it ended is wanted.
-            Step::Record(_) if view.is_done() || self.end.is_some() => return Ok(Next::End),
+            Step::Record(_) if self.end.is_some() => {
+                return Ok(Next::Wrong("something happens after the end"));
+            }
+            Step::Record(_) if view.is_done() => return Ok(Next::End),
             Step::Record(bytes) => {
                 if !view.record(bytes, self.now)? {
                     return Ok(Next::Wrong("an event is younger than the turn it is in"));
@@ -168,7 +173,8 @@ impl Replay {
                 counters,
                 unread,
             } => {
-                if now > self.until.saturating_add(AFTERWARDS) {
+                // The turn that ends here has read everything until then.
+                if self.now > self.until.saturating_add(AFTERWARDS) {
                     return Ok(Next::End);
                 }
                 self.now = now;

@@ -38,6 +38,8 @@ pub struct View {
     reports: Option<Reports>,
     /// Nothing is shown: it is recorded only.
     idle: bool,
+    /// Sockets that were there before, of what is recorded only.
+    passed: u64,
     tape: Option<Tape>,
     window: Window,
     /// What is found now is for others.
@@ -103,6 +105,7 @@ impl View {
             running,
             reports,
             idle,
+            passed: 0,
             tape: None,
             window: Window::default(),
             skip_found: false,
@@ -227,8 +230,12 @@ impl View {
                 self.events += 1;
                 self.name_cgroup(event.cgroup);
             }
-            Event::Socket(event) => self.name_cgroup(event.cgroup),
-            Event::TimeWait(event) => self.events += u64::from(event.step != TimeWaitStep::Found),
+            Event::Socket(event) => {
+                self.passed += 1;
+                self.name_cgroup(event.cgroup);
+            }
+            Event::TimeWait(event) if event.step == TimeWaitStep::Found => self.passed += 1,
+            Event::TimeWait(_) => self.events += 1,
         }
     }
 
@@ -268,7 +275,7 @@ impl View {
         self.on_tape(&Step::Listed);
         self.owners = Owners::default();
         self.lifecycle.end_finding();
-        self.lifecycle.counts().found
+        self.lifecycle.counts().found + self.passed
     }
 
     fn found_socket(&mut self, event: &SocketEvent) {

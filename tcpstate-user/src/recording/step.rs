@@ -310,7 +310,9 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let mut bytes = Vec::new();
-        all().iter().for_each(|step| step.write(&mut bytes));
+        for step in all() {
+            step.write(&mut bytes);
+        }
         let read: Result<Vec<_>, _> = Steps::new(&bytes).collect();
         assert_eq!(read, Ok(all()));
     }

@@ -102,12 +102,15 @@ impl Tape {
 
     /// Takes a step.
     pub fn take(&mut self, step: &Step<'_>) {
-        let is_record = matches!(step, Step::Record(_));
         if self.bytes.len() >= FULL && !self.hand_over() {
-            let room = !is_record && self.bytes.len() < OVERFULL;
+            let room = match step {
+                Step::Record(_) => false,
+                Step::End(_) => true,
+                _ => self.bytes.len() < OVERFULL,
+            };
             if !room {
-                self.known.unrecorded += u64::from(is_record);
-                self.gap |= is_record;
+                self.known.unrecorded += 1;
+                self.gap = true;
                 return;
             }
         }

@@ -14,6 +14,7 @@ mod overflow;
 mod peer;
 mod poll;
 mod recording;
+mod recordings;
 mod segments;
 mod support;
 mod timewait;
