@@ -25,12 +25,33 @@ pub fn tick() -> Duration {
     }
 }
 
+/// The time of day when `CLOCK_MONOTONIC` was zero, in nanoseconds since 1970.
+#[must_use]
+pub fn zero() -> i64 {
+    since_1970(libc::CLOCK_MONOTONIC)
+}
+
+/// The time of day when the machine was started, in nanoseconds since 1970.
+#[must_use]
+pub fn boot() -> i64 {
+    since_1970(libc::CLOCK_BOOTTIME)
+}
+
+/// The time of day when this clock was zero.
+fn since_1970(clock: libc::clockid_t) -> i64 {
+    let before = read(clock);
+    let wall = read(libc::CLOCK_REALTIME);
+    let after = read(clock);
+    let middle = before + (after - before) / 2;
+    i64::try_from(i128::from(wall) - i128::from(middle)).unwrap_or_default()
+}
+
 fn read(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `time` is valid for the call; both clocks exist on every Linux we run on.
+    // SAFETY: `time` is valid for the call; these clocks exist on every Linux we run on.
     let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
     if result != 0 {
         return 0;
@@ -51,15 +72,7 @@ impl Clock {
     /// A clock for a run that starts at this monotonic time, now, in the system's time zone.
     #[must_use]
     pub fn starting(start: u64) -> Self {
-        let before = monotonic_now();
-        let wall = read(libc::CLOCK_REALTIME);
-        let after = monotonic_now();
-        let middle = before + (after - before) / 2;
-        Self::new(
-            start,
-            i128::from(wall) - i128::from(middle),
-            TimeZone::system(),
-        )
+        Self::new(start, i128::from(zero()), TimeZone::system())
     }
 
     /// A clock with a given distance from monotonic time to the time of day, in nanoseconds.

@@ -13,4 +13,5 @@ pub mod kernel;
 pub mod lifecycle;
 pub mod loss;
 pub mod message;
+pub mod recording;
 pub mod sink;

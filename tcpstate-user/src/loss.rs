@@ -17,17 +17,20 @@ pub enum LossKind {
     NotFound,
     /// Events that the kernel did not run our programs for, because they interrupted one on the same CPU.
     Missed,
+    /// Records that a recording has no place for, because writing it did not keep up.
+    Unrecorded,
 }
 
 impl LossKind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::RingFull,
         Self::Undecodable,
         Self::TableFull,
         Self::Unread,
         Self::NotFound,
         Self::Missed,
+        Self::Unrecorded,
     ];
 
     /// The word for it in machine formats.
@@ -40,6 +43,7 @@ impl LossKind {
             Self::Unread => "unread",
             Self::NotFound => "not_found",
             Self::Missed => "missed",
+            Self::Unrecorded => "unrecorded",
         }
     }
 
@@ -61,6 +65,9 @@ impl LossKind {
             }
             Self::NotFound => {
                 "sockets that were there before could not be read, the ring buffer was full; use a larger --buffer"
+            }
+            Self::Unrecorded => {
+                "records are not in the recording, the disk was too slow; use a filter or a faster disk"
             }
             Self::Unread => {
                 "records not shown, they still waited for the output at the end; use a filter or a faster output"

@@ -105,6 +105,19 @@ impl Reports {
         Some(self.end(to))
     }
 
+    /// Forgets what was counted until now: the first interval begins here. What was understood stays.
+    pub fn begin_at(
+        &mut self,
+        lifecycle: &mut Lifecycle,
+        now: u64,
+        mut wanted: impl FnMut(&Transition) -> bool,
+    ) {
+        lifecycle.settle(now, |transition| {
+            self.tally.take(&transition, wanted(&transition));
+        });
+        drop(self.end(now));
+    }
+
     /// Takes a transition.
     pub fn take(&mut self, transition: &Transition, wanted: bool) {
         self.tally.take(transition, wanted);

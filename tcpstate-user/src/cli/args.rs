@@ -8,13 +8,15 @@ use ipnet::IpNet;
 use tcpstate_common::{config::PortRange, state::TcpState};
 
 use super::{
+    info::InfoArgs,
     periodic::{ClosersArgs, HistArgs},
+    record::{RecordArgs, RecordingArgs},
     states::StatesArgs,
     timewait::WaitsArgs,
 };
 use crate::{
     event::{Comm, Protocol},
-    filter::{Filter, IpVersion},
+    filter::{Filter, IpVersion, Netns},
     kernel::{self, Cgroups, Hook, TimeWaitHook, TimeWaitRequest},
 };
 
@@ -42,6 +44,10 @@ pub enum Command {
     Closers(Box<ClosersArgs>),
     /// Measure the time spent in each state, and in the close as a whole
     Hist(Box<HistArgs>),
+    /// Record what happens in a file, to be looked at later, elsewhere and without root (--from)
+    Record(Box<RecordArgs>),
+    /// Say what a recording is of: machine, time, counts, losses, and whether it is whole
+    Info(InfoArgs),
     /// Show what this kernel allows, which hooks would be used and why, and what is lost by it
     Probe(ProbeArgs),
 }
@@ -114,20 +120,35 @@ pub struct LiveArgs {
     pub output: OutputArgs,
 
     /// End after this time: seconds, or with a unit (90, 1.5, 60s, 2m)
-    #[arg(long, value_name = "SECS", value_parser = duration)]
+    #[arg(long, value_name = "SECS", value_parser = duration, conflicts_with = "from")]
     pub duration: Option<Duration>,
 
     /// End after this many lines (or reports)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
+    /// How many open connections to remember; the longest silent are forgotten first
+    #[arg(long, value_name = "N", default_value_t = MAX_CONNECTIONS, value_parser = connections)]
+    pub max_connections: usize,
+
+    /// How to look.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
+
+    /// Recordings.
+    #[command(flatten)]
+    pub recording: RecordingArgs,
+}
+
+/// How many connections are remembered.
+pub const MAX_CONNECTIONS: usize = 1_000_000;
+
+/// How to look at this machine.
+#[derive(Debug, ClapArgs)]
+pub struct KernelArgs {
     /// Size of the ring buffer between kernel and tcpstate (rounded up to a power of two)
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = buffer)]
     pub buffer: u32,
-
-    /// How many open connections to remember; the longest silent are forgotten first
-    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = connections)]
-    pub max_connections: usize,
 
     /// Leave out the sockets that are there at the start, and the search for their processes
     #[arg(long)]
@@ -277,7 +298,7 @@ pub enum Format {
 }
 
 /// How to show it.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Default, ClapArgs)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
     /// Every column: time, family, error, uid, network namespace, cookie, process and how it is known, cgroup
@@ -327,19 +348,16 @@ impl FilterArgs {
     /// # Errors
     /// If it names something that is not there.
     pub fn resolve(&self, cgroups: &Cgroups) -> Result<Filter> {
+        for pid in &self.pid {
+            if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
+                bail!("--pid {pid}: there is no such process; `ps -p {pid}` would show it");
+            }
+        }
         if !self.pid.is_empty() && !kernel::in_initial_pid_namespace() {
             bail!(
                 "--pid: the kernel tells process ids of the host, and this is a container with ids of its own; run on the \
                  host, or filter with --comm or --cgroup"
             );
-        }
-        if self.comm.iter().any(String::is_empty) {
-            bail!("--comm: give a name");
-        }
-        for pid in &self.pid {
-            if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
-                bail!("--pid {pid}: there is no such process; `ps -p {pid}` would show it");
-            }
         }
         let netns = self
             .netns
@@ -348,6 +366,27 @@ impl FilterArgs {
             .transpose()
             .context("--netns")?;
         let cgroup = |path: &String| cgroups.find(path).context("--cgroup");
+        let cgroups = self.cgroup.iter().map(cgroup).collect::<Result<_>>()?;
+        self.filter(netns, cgroups)
+    }
+
+    /// The filter for a recording, whose names are not those of this machine.
+    ///
+    /// # Errors
+    /// If it names something that a recording does not know.
+    pub fn resolve_recorded(&self) -> Result<Filter> {
+        let cgroup = |path: &String| {
+            let path = path.trim_start_matches("/sys/fs/cgroup");
+            format!("/{}", path.trim_matches('/'))
+        };
+        self.filter(None, self.cgroup.iter().map(cgroup).collect())
+    }
+
+    /// The filter, where these are known.
+    fn filter(&self, netns: Option<Netns>, cgroups: Vec<String>) -> Result<Filter> {
+        if self.comm.iter().any(String::is_empty) {
+            bail!("--comm: give a name");
+        }
         Ok(Filter {
             ip_version: match (self.ipv4, self.ipv6) {
                 (true, _) => Some(IpVersion::V4),
@@ -370,8 +409,42 @@ impl FilterArgs {
             states: self.state.clone(),
             pids: self.pid.clone(),
             comms: self.comm.iter().map(|name| Comm::truncated(name)).collect(),
-            cgroups: self.cgroup.iter().map(cgroup).collect::<Result<_>>()?,
+            cgroups,
         })
+    }
+
+    /// What was given that decides what the kernel side sends, as it was given; the namespace by its number.
+    #[must_use]
+    pub fn given(&self, netns: Option<Netns>) -> String {
+        let ports = |name: &str, ranges: &[PortRange]| {
+            let range = |range: &PortRange| match (range.first, range.last) {
+                (first, last) if first == last => first.to_string(),
+                (first, last) => format!("{first}-{last}"),
+            };
+            let all: Vec<_> = ranges.iter().map(range).collect();
+            (!all.is_empty()).then(|| format!("{name} {}", all.join(",")))
+        };
+        let networks: Vec<_> = self.cidr.iter().map(ToString::to_string).collect();
+        let protocols: Vec<_> = self.protocol.iter().map(|choice| choice.word()).collect();
+        let all = [
+            ports("--local-port", &self.local_port),
+            ports("--remote-port", &self.remote_port),
+            (!networks.is_empty()).then(|| format!("--cidr {}", networks.join(","))),
+            netns.map(|netns| format!("--netns {}", netns.inode)),
+            self.ipv4.then(|| "--ipv4".to_owned()),
+            self.ipv6.then(|| "--ipv6".to_owned()),
+            (protocols != ["tcp"]).then(|| format!("--protocol {}", protocols.join(","))),
+        ];
+        all.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl ProtocolChoice {
+    fn word(self) -> String {
+        match self {
+            Self::One(protocol) => protocol.label().into_owned(),
+            Self::All => "all".to_owned(),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use jiff::tz::TimeZone;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
@@ -13,7 +14,8 @@ use super::{
     Outcome,
     args::{Format, LiveArgs, OutputArgs},
     lists::Lists,
-    output,
+    names::Names,
+    output, record, replay,
     shape::Shape,
     view::{Losses, View},
 };
@@ -25,7 +27,8 @@ use crate::{
         Attached, Cgroups, Hook, Missing, Reader, Request, TimeWaitHook, Tracer, drop_privileges,
     },
     message::say,
-    sink::Summary,
+    recording::Header,
+    sink::{Sink, Summary},
 };
 
 /// How often the ring buffer is read, whether the kernel wakes us or not.
@@ -37,24 +40,34 @@ const FAREWELL: Duration = Duration::from_secs(10);
 /// After which time we say what we are waiting for.
 const HINT: Duration = Duration::from_secs(1);
 
-/// Runs until a signal, a limit, or a closed pipe.
+/// Shows a recording, or runs until a signal, a limit, or a closed pipe.
 pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
+    if let Some(from) = &args.recording.from {
+        return replay::run(args, shape, from);
+    }
     let cgroups = Cgroups::open();
     let filter = args.filter.resolve(&cgroups)?;
     let target = output::open(&args.output)?;
+    record::check(&args.recording)?;
     let request = Request {
-        hook: args.hook.only(),
-        timewait: args.timewait.request(),
+        hook: args.kernel.hook.only(),
+        timewait: args.kernel.timewait.request(),
         filter: filter.for_kernel(),
-        buffer: args.buffer,
-        existing: !args.skip_existing,
+        buffer: args.kernel.buffer,
+        existing: !args.kernel.skip_existing,
     };
     let attached = Attached::new(&request)?;
-    check(&filter, &attached)?;
+    check(&filter, attached.plan.hook)?;
+    let header = Header::new(
+        &attached.plan,
+        attached.start,
+        args.filter.given(filter.netns),
+    );
+    let tape = record::begin(&args.recording, &header)?;
     // Its thread needs privileges for as long as it reads.
     let reader = attached
         .existing
-        .then(|| Reader::new(attached.ebpf.clone(), filter.netns, args.buffer));
+        .then(|| Reader::new(attached.ebpf.clone(), filter.netns, args.kernel.buffer));
     // Before there are other threads: each has privileges of its own.
     drop_privileges();
     tokio::runtime::Builder::new_multi_thread()
@@ -67,29 +80,48 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
             for missing in &tracer.plan().missing {
                 warn(missing);
             }
-            let out = target.begin();
-            let sink = output::sink(
-                &args.output,
-                shape.rows(),
-                out,
-                Clock::starting(tracer.start()),
-            )?;
-            let view = View::new(args, filter, cgroups, sink, &tracer, shape);
-            follow(tracer, view, args, reader).await.map_err(|error| {
-                if error.is::<std::io::Error>() {
-                    error.context("the output cannot be written")
-                } else {
-                    error
-                }
-            })
+            let sink = match shape {
+                Shape::Recording => Box::new(record::Silent),
+                _ => sink(args, &shape, target, &header)?,
+            };
+            let mut view = View::new(args, filter, Names::Here(cgroups), sink, &header, shape);
+            let recorded = tape.is_some();
+            if let Some(tape) = tape {
+                view.record_on(tape);
+            }
+            let outcome = follow(tracer, &mut view, args, reader).await;
+            if recorded {
+                record::end(&args.recording, view.tape())?;
+            }
+            outcome.map_err(explain)
         })
 }
 
+/// What the output that was asked for is written by.
+pub fn sink(
+    args: &LiveArgs,
+    shape: &Shape,
+    target: output::Target,
+    header: &Header,
+) -> Result<Box<dyn Sink>> {
+    let clock = Clock::new(header.begins, header.zero.into(), TimeZone::system());
+    output::sink(&args.output, shape.rows(), target.begin(), clock)
+}
+
+/// Says which file it was, if it was one.
+pub fn explain(error: anyhow::Error) -> anyhow::Error {
+    if error.is::<std::io::Error>() {
+        error.context("the output cannot be written")
+    } else {
+        error
+    }
+}
+
 /// A filter that could never let anything through is an error.
-fn check(filter: &Filter, attached: &Attached) -> Result<()> {
+pub fn check(filter: &Filter, hook: Hook) -> Result<()> {
     let by_owner =
         !filter.pids.is_empty() || !filter.comms.is_empty() || !filter.cgroups.is_empty();
-    if attached.plan.hook == Hook::Tracepoint && by_owner {
+    if hook == Hook::Tracepoint && by_owner {
         bail!(
             "the classic tracepoint knows neither processes nor cgroups, so --pid, --comm and --cgroup would show nothing; \
              leave them out"
@@ -108,7 +140,7 @@ pub fn warn(missing: &Missing) {
 
 async fn follow(
     mut tracer: Tracer,
-    mut view: View,
+    view: &mut View,
     args: &LiveArgs,
     reader: Option<Reader>,
 ) -> Result<Outcome> {
@@ -127,7 +159,7 @@ async fn follow(
     let mut busy = false;
     let mut lists = Lists::new(
         reader,
-        !args.skip_existing,
+        !args.kernel.skip_existing,
         tracer.plan().timewait == Some(TimeWaitHook::Poll),
         view.refreshes(),
     );
@@ -139,28 +171,22 @@ async fn follow(
                 break;
             }
             () = wait_until(end) => break,
-            () = lists.step(&mut view, losses.not_found()) => {}
+            () = lists.step(view, losses.not_found()) => {}
             () = std::future::ready(()), if busy => {}
             () = tracer.filling() => {}
             _ = tick.tick() => {}
         }
         let now = clock::monotonic_now();
-        busy = turn(
-            &mut tracer,
-            &mut view,
-            &mut losses,
-            now,
-            Instant::now() + TURN,
-        )?;
+        busy = turn(&mut tracer, view, &mut losses, now, Instant::now() + TURN)?;
         if !busy {
             view.settle(now)?;
         }
-        lists.settle(&mut view, busy, losses.not_found())?;
+        lists.settle(view, busy, losses.not_found())?;
         view.resize(output::columns(&args.output));
         view.flush()?;
     }
-    refresh(&mut lists, &mut tracer, &mut view, &mut losses).await?;
-    finish(&mut tracer, &mut view, &mut losses, &args.output)?;
+    refresh(&mut lists, &mut tracer, view, &mut losses).await?;
+    finish(&mut tracer, view, &mut losses, &args.output)?;
     Ok(if view.has_shown() || signalled {
         Outcome::Done
     } else {
@@ -180,7 +206,7 @@ fn turn(
     deadline: Instant,
 ) -> Result<bool> {
     const BETWEEN_LOOKS: u32 = 256;
-    losses.check(tracer, view, now)?;
+    losses.check(&tracer.counters()?, view, now)?;
     if !view.catch_up(now)? {
         return Ok(false);
     }
@@ -211,6 +237,7 @@ async fn refresh(
     if view.is_done() || !lists.begin_last(losses.not_found()) {
         return Ok(());
     }
+    view.begin_refresh();
     while lists.is_reading() {
         let step = lists.step(view, losses.not_found());
         if tokio::time::timeout_at(deadline, step).await.is_err() {
@@ -243,13 +270,25 @@ fn finish(
         }
     }
     // A report that comes now says what was lost.
-    losses.check(tracer, view, clock::monotonic_now())?;
+    losses.check(&tracer.counters()?, view, clock::monotonic_now())?;
     view.finish(end)?;
-    losses.check(tracer, view, clock::monotonic_now())?;
+    losses.check(&tracer.counters()?, view, clock::monotonic_now())?;
+    let time = end.saturating_sub(tracer.start());
+    sum_up(view, losses, tracer.plan().hooks(), time, args)
+}
+
+/// Says in numbers what was shown; the run took so many nanoseconds.
+pub fn sum_up(
+    view: &mut View,
+    losses: &Losses,
+    hooks: Vec<&'static str>,
+    time: u64,
+    args: &OutputArgs,
+) -> Result<()> {
     let counts = view.counts();
     let summary = Summary {
-        seconds: Duration::from_nanos(end.saturating_sub(tracer.start())).as_secs_f64(),
-        hooks: tracer.plan().hooks(),
+        seconds: Duration::from_nanos(time).as_secs_f64(),
+        hooks,
         events: view.events(),
         shown: view.shown(),
         connections: counts.connections,

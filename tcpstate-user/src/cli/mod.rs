@@ -1,15 +1,20 @@
 //! The command line: parsed low (`args.rs`), resolved and checked before anything is attached, then run.
 
 mod args;
+mod info;
 mod lists;
 mod live;
+mod names;
 mod output;
 mod periodic;
 mod probe;
+mod record;
+mod replay;
 mod shape;
 mod states;
 mod timewait;
 mod view;
+mod window;
 
 use std::{io, process::ExitCode};
 
@@ -58,6 +63,8 @@ pub fn main() -> ExitCode {
         Command::Timewait(waits) => timewait::timewait(&waits),
         Command::Closers(closers) => periodic::closers(&closers),
         Command::Hist(hist) => periodic::hist(&hist),
+        Command::Record(record) => record::run(*record),
+        Command::Info(info) => info::run(&info),
         Command::Probe(probe) => probe::run(&probe),
     };
     match result {

@@ -1,4 +1,4 @@
-//! What a run shows: transitions, connections, or a periodic view.
+//! What a run shows: transitions, connections, a periodic view, or nothing.
 
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ pub enum Shape {
     },
     /// What a periodic view has to say.
     Reports(Periodic),
+    /// Nothing: it is recorded only.
+    Recording,
 }
 
 /// Makes a periodic view, when it is known what can be observed.
@@ -43,7 +45,7 @@ impl Shape {
     /// What the rows of the output are.
     pub const fn rows(&self) -> Rows {
         match self {
-            Self::Transitions => Rows::Transitions,
+            Self::Transitions | Self::Recording => Rows::Transitions,
             Self::Connections { .. } => Rows::Connections,
             Self::Reports(_) => Rows::Reports,
         }

@@ -2,22 +2,23 @@
 
 use std::io;
 
-use anyhow::Result;
 use tcpstate_common::state::TcpState;
 
 use super::{
     args::LiveArgs,
+    names::Names,
     shape::{Conditions, Periodic, Shape},
+    window::Window,
 };
 use crate::{
     analysis::{Connections, Report, Reports},
-    clock,
     event::{Event, SocketEvent, TimeWaitEvent, TimeWaitStep, TransitionEvent},
     filter::{Filter, Gate, Unattributed},
-    kernel::{Cgroups, Owners, TimeWaitHook, Tracer},
+    kernel::{Counters, Owners, TimeWaitHook},
     lifecycle::{Counts, Found, Lifecycle, Round, Transition},
     loss::{Loss, LossKind, LossTotals},
     message::say,
+    recording::{Header, Holder, Mark, Step, Tape},
     sink::{OtherProtocols, Sink, Summary},
 };
 
@@ -30,16 +31,24 @@ pub struct View {
     gate: Gate,
     lifecycle: Lifecycle,
     sink: Box<dyn Sink>,
-    cgroups: Cgroups,
+    names: Names,
     owners: Owners,
     connections: Option<Connections>,
     running: bool,
     reports: Option<Reports>,
+    /// Nothing is shown: it is recorded only.
+    idle: bool,
+    /// Sockets that were there before, of what is recorded only.
+    passed: u64,
+    tape: Option<Tape>,
+    window: Window,
+    /// What is found now is for others.
+    skip_found: bool,
     /// A report had something to say.
     counted: bool,
     transitions: Vec<Transition>,
     /// Younger than the losses we know of: it waits until those up to it are known.
-    ahead: Option<Event>,
+    ahead: Option<(Event, Vec<u8>)>,
     events: u64,
     /// When the last one happened.
     time: u64,
@@ -51,6 +60,8 @@ pub struct View {
     repeated: u64,
     /// Records that were still waiting when the run ended.
     pub unread: u64,
+    /// Records that a recording has no place for.
+    pub unrecorded: u64,
 }
 
 impl View {
@@ -58,29 +69,30 @@ impl View {
     pub fn new(
         args: &LiveArgs,
         mut filter: Filter,
-        cgroups: Cgroups,
+        names: Names,
         sink: Box<dyn Sink>,
-        tracer: &Tracer,
+        header: &Header,
         shape: Shape,
     ) -> Self {
         let limit = args.max_connections;
-        let mut lifecycle = Lifecycle::new(limit, tracer.start())
-            .with_minisockets(tracer.plan().callers.clone(), clock::tick());
+        let mut lifecycle = Lifecycle::new(limit, header.begins)
+            .with_minisockets(header.callers.clone(), header.tick());
         lifecycle.begin_finding();
-        if tracer.plan().timewait == Some(TimeWaitHook::Poll) {
+        if header.timewait == Some(TimeWaitHook::Poll) {
             lifecycle = lifecycle.with_poll();
         }
         let connections = match shape {
             Shape::Connections { .. } => Some(Connections::new(limit)),
-            Shape::Transitions | Shape::Reports(_) => None,
+            Shape::Transitions | Shape::Reports(_) | Shape::Recording => None,
         };
         let running = matches!(shape, Shape::Connections { running: true });
+        let idle = matches!(shape, Shape::Recording);
         let mut wanted = args.count;
         let reports = if let Shape::Reports(periodic) = shape {
             wanted = periodic.reports;
             // A view that measures states has to see every transition of a connection.
             filter.states.clear();
-            Some(reports(periodic, tracer, limit))
+            Some(reports(periodic, header, limit))
         } else {
             None
         };
@@ -89,11 +101,16 @@ impl View {
             gate: Gate::default(),
             lifecycle,
             sink,
-            cgroups,
+            names,
             owners: Owners::default(),
             connections,
             running,
             reports,
+            idle,
+            passed: 0,
+            tape: None,
+            window: Window::default(),
+            skip_found: false,
             counted: false,
             transitions: Vec::new(),
             ahead: None,
@@ -105,7 +122,34 @@ impl View {
             undecodable: 0,
             repeated: 0,
             unread: 0,
+            unrecorded: 0,
         }
+    }
+
+    /// Records everything that it is told from now on.
+    pub fn record_on(&mut self, tape: Tape) {
+        self.tape = Some(tape);
+    }
+
+    /// Shows only what is in this window of time.
+    pub fn look_through(&mut self, window: Window) {
+        self.window = window;
+    }
+
+    /// The recording names a cgroup.
+    pub fn learn_cgroup(&mut self, id: u64, path: &str) {
+        self.names.learn(id, path);
+    }
+
+    fn on_tape(&mut self, step: &Step<'_>) {
+        if let Some(tape) = &mut self.tape {
+            tape.take(step);
+        }
+    }
+
+    /// The recording, if there is one.
+    pub const fn tape(&mut self) -> Option<&mut Tape> {
+        self.tape.as_mut()
     }
 
     /// Takes one record that was sent until `now`; `false` if it is younger, and waits.
@@ -113,35 +157,50 @@ impl View {
         let Ok(event) = Event::decode(bytes) else {
             self.undecodable += 1;
             self.lifecycle.events_lost(now);
+            self.on_tape(&Step::Record(bytes));
             return Ok(true);
         };
         if event.time() > now {
-            self.ahead = Some(event);
+            self.ahead = Some((event, bytes.to_vec()));
             return Ok(false);
         }
         self.event(event)?;
+        self.on_tape(&Step::Record(bytes));
         Ok(true)
     }
 
     /// The list of minisockets has been read once more.
     pub fn end_round(&mut self, round: Round) -> io::Result<()> {
+        self.on_tape(&Step::Round(round));
         self.understand(|lifecycle, out| lifecycle.end_round(round, out))
     }
 
     /// Takes the record that waited; `false` if it still has to.
     pub fn catch_up(&mut self, now: u64) -> io::Result<bool> {
         match self.ahead.take() {
-            Some(event) if event.time() > now => {
-                self.ahead = Some(event);
+            Some(ahead) if ahead.0.time() > now => {
+                self.ahead = Some(ahead);
                 Ok(false)
             }
-            Some(event) => self.event(event).map(|()| true),
+            Some((event, bytes)) => {
+                self.event(event)?;
+                // Behind what was looked up for it.
+                self.on_tape(&Step::Record(&bytes));
+                Ok(true)
+            }
             None => Ok(true),
         }
     }
 
     fn event(&mut self, event: Event) -> io::Result<()> {
         self.time = event.time();
+        if self.idle {
+            self.pass(&event);
+            return Ok(());
+        }
+        if self.window.hides(&event) {
+            return Ok(());
+        }
         if self.reports.is_some() {
             self.end_intervals(event.time())?;
         }
@@ -167,24 +226,62 @@ impl View {
         }
     }
 
+    /// Counts what is recorded only, and gives it the name that will be asked for.
+    fn pass(&mut self, event: &Event) {
+        match event {
+            Event::Transition(event) => {
+                self.events += 1;
+                self.name_cgroup(event.cgroup);
+            }
+            Event::Socket(event) => {
+                self.passed += 1;
+                self.name_cgroup(event.cgroup);
+            }
+            Event::TimeWait(event) if event.step == TimeWaitStep::Found => self.passed += 1,
+            Event::TimeWait(_) => self.events += 1,
+        }
+    }
+
     /// The sockets that were there before are about to be read; these are the processes that hold them.
     pub fn begin_finding(&mut self, owners: Owners) {
+        const IN_A_STEP: usize = 1024;
+        if self.tape.is_some() {
+            let holder = |(inode, process)| Holder { inode, process };
+            let holders: Vec<_> = owners.holders().map(holder).collect();
+            for some in holders.chunks(IN_A_STEP) {
+                self.on_tape(&Step::Holders(some.to_vec()));
+            }
+        }
         self.owners = owners;
+    }
+
+    /// These are some of the processes that hold them.
+    pub fn add_owners(&mut self, holders: Vec<Holder>) {
+        for Holder { inode, process } in holders {
+            self.owners.insert(inode, process);
+        }
+    }
+
+    /// Minisockets are looked at once more, for who shows what is still there.
+    pub fn begin_refresh(&mut self) {
+        self.on_tape(&Step::Refresh);
+        self.skip_found = !self.refreshes() && !self.lifecycle.polls();
     }
 
     /// Whether a second look at minisockets that are still there at the end is of use.
     pub const fn refreshes(&self) -> bool {
-        self.running
+        self.running || self.idle
     }
 
     /// All of them have been read; says how many.
     pub fn end_finding(&mut self) -> u64 {
+        self.on_tape(&Step::Listed);
         self.owners = Owners::default();
         self.lifecycle.end_finding();
         if let Some(reports) = &mut self.reports {
             reports.all_found();
         }
-        self.lifecycle.counts().found
+        self.lifecycle.counts().found + self.passed
     }
 
     fn found_socket(&mut self, event: &SocketEvent) {
@@ -200,7 +297,7 @@ impl View {
     }
 
     fn found_minisocket(&mut self, event: &TimeWaitEvent) -> io::Result<()> {
-        if !self.filter.wants_minisocket(event) {
+        if self.skip_found || !self.filter.wants_minisocket(event) {
             return Ok(());
         }
         let mut found = None;
@@ -227,8 +324,9 @@ impl View {
     fn name_cgroup(&mut self, id: Option<u64>) {
         if let Some(id) = id
             && !self.lifecycle.knows_cgroup(id)
-            && let Some(path) = self.cgroups.path(id)
+            && let Some(path) = self.names.path(id)
         {
+            self.on_tape(&Step::Cgroup(id, &path));
             self.lifecycle.name_cgroup(id, &path);
         }
     }
@@ -256,6 +354,11 @@ impl View {
 
     /// It is now this late, and everything before has been read.
     pub fn settle(&mut self, now: u64) -> io::Result<()> {
+        self.on_tape(&Step::Settled(now));
+        if self.idle {
+            return Ok(());
+        }
+        let now = self.window.limit(now);
         let now = match self.reports {
             Some(_) => now.saturating_sub(DELAY),
             None => now,
@@ -266,6 +369,9 @@ impl View {
 
     /// Reports on every interval that has ended by now.
     fn end_intervals(&mut self, now: u64) -> io::Result<()> {
+        if !self.begin_reports(now) {
+            return Ok(());
+        }
         while !self.is_done()
             && let Some(reports) = &mut self.reports
         {
@@ -280,6 +386,19 @@ impl View {
             self.report(&report)?;
         }
         Ok(())
+    }
+
+    /// Whether the time that reports begin at has come.
+    fn begin_reports(&mut self, now: u64) -> bool {
+        let (Some(reports), Some(since)) = (&mut self.reports, self.window.waits()) else {
+            return true;
+        };
+        if now >= since {
+            let wanted = |transition: &Transition| self.filter.wants(transition).unwrap_or(false);
+            reports.begin_at(&mut self.lifecycle, since, wanted);
+            self.window.open();
+        }
+        now >= since
     }
 
     fn report(&mut self, report: &Report) -> io::Result<()> {
@@ -327,7 +446,7 @@ impl View {
         write: impl FnOnce(&mut dyn Sink) -> io::Result<()>,
     ) -> io::Result<()> {
         match self.filter.wants(transition) {
-            Ok(true) if !self.is_done() => {
+            Ok(true) if !self.is_done() && self.window.shows(transition.event.time) => {
                 self.shown += 1;
                 write(&mut *self.sink)
             }
@@ -341,6 +460,8 @@ impl View {
 
     /// The run ends now, and everything before has been read: shows what is left, if that was asked for.
     pub fn finish(&mut self, now: u64) -> io::Result<()> {
+        self.on_tape(&Step::End(now));
+        self.window.since = self.window.since.min(now);
         self.end_intervals(now)?;
         self.understand(|lifecycle, out| lifecycle.settle(u64::MAX, out))?;
         let (done, shown) = (self.is_done(), self.shown);
@@ -381,14 +502,15 @@ impl View {
         self.lifecycle.counts().evicted + connections + reports
     }
 
-    /// Whether as many rows were shown as were asked for.
+    /// Whether as many rows were shown as were asked for, or nothing more can be recorded.
     pub fn is_done(&self) -> bool {
-        self.shown >= self.wanted
+        self.shown >= self.wanted || self.idle && self.tape.as_ref().is_none_or(Tape::is_broken)
     }
 
     /// Whether there was anything to show.
     pub const fn has_shown(&self) -> bool {
         match self.reports {
+            _ if self.idle => self.events > 0,
             Some(_) => self.counted,
             None => self.shown > 0,
         }
@@ -431,6 +553,9 @@ impl View {
 
     /// Passes on what was written.
     pub fn flush(&mut self) -> io::Result<()> {
+        if let Some(tape) = &mut self.tape {
+            tape.tick();
+        }
         self.sink.flush()
     }
 
@@ -440,13 +565,13 @@ impl View {
     }
 }
 
-fn reports(periodic: Periodic, tracer: &Tracer, limit: usize) -> Reports {
-    let timewait = tracer.plan().timewait.is_some();
+fn reports(periodic: Periodic, header: &Header, limit: usize) -> Reports {
+    let timewait = header.timewait.is_some();
     let tally = (periodic.tally)(&Conditions { timewait, limit });
     let every = periodic
         .every
         .map(|every| u64::try_from(every.as_nanos()).unwrap_or(u64::MAX));
-    Reports::new(tally, tracer.plan().hooks(), tracer.start(), every)
+    Reports::new(tally, header.hooks(), header.begins, every)
 }
 
 /// Counts what was lost, and says so while it happens.
@@ -456,6 +581,8 @@ pub struct Losses {
     /// Transitions of protocols that were not asked for.
     pub other_protocols: OtherProtocols,
     checked: u64,
+    /// Records that are not in the recording, of what is shown.
+    unrecorded: u64,
 }
 
 impl Losses {
@@ -465,6 +592,7 @@ impl Losses {
             totals: LossTotals::default(),
             other_protocols: OtherProtocols::default(),
             checked: start,
+            unrecorded: 0,
         }
     }
 
@@ -473,10 +601,23 @@ impl Losses {
         self.totals.get(LossKind::NotFound)
     }
 
+    /// What was lost before does not concern this run.
+    pub const fn forget(&mut self, mark: &Mark) {
+        self.totals.advance(LossKind::RingFull, mark.lost);
+        self.totals.advance(LossKind::NotFound, mark.not_found);
+        self.totals.advance(LossKind::Unrecorded, mark.unrecorded);
+    }
+
     /// Looks at all counters; what was lost until `now` is known after that.
-    pub fn check(&mut self, tracer: &Tracer, view: &mut View, now: u64) -> Result<()> {
-        let counters = tracer.counters()?;
+    pub fn check(&mut self, counters: &Counters, view: &mut View, now: u64) -> io::Result<()> {
+        view.on_tape(&Step::Losses {
+            now,
+            counters: *counters,
+            unread: view.unread,
+        });
+        self.say_unrecorded(view);
         self.other_protocols = counters.other_protocols;
+        self.not_recorded(view, now)?;
         // A second look at what had been seen is none at what had not.
         let taken = counters.second_looks.saturating_sub(view.repeated);
         let missed = counters.missed + counters.passed_over.saturating_sub(taken);
@@ -489,24 +630,49 @@ impl Losses {
             (LossKind::Missed, missed),
         ];
         for (kind, total) in seen {
-            let count = self.totals.advance(kind, total);
-            if count > 0 {
-                if kind != LossKind::NotFound {
-                    view.lifecycle.events_lost(now);
-                }
-                if let Some(reports) = &mut view.reports {
-                    reports.lost(count, now);
-                }
-                say(format_args!("LOST {count}: {}", kind.advice()));
-                view.sink.loss(&Loss {
-                    kind,
-                    count,
-                    from: self.checked,
-                    to: now,
-                })?;
-            }
+            self.note(kind, total, view, now)?;
         }
         self.checked = now;
         Ok(())
+    }
+
+    /// Looks at what found no place in a recording; what was lost until `now` is known after that.
+    pub fn not_recorded(&mut self, view: &mut View, now: u64) -> io::Result<()> {
+        self.note(LossKind::Unrecorded, view.unrecorded, view, now)
+    }
+
+    fn note(&mut self, kind: LossKind, total: u64, view: &mut View, now: u64) -> io::Result<()> {
+        let count = self.totals.advance(kind, total);
+        if count == 0 {
+            return Ok(());
+        }
+        if kind != LossKind::NotFound {
+            view.lifecycle.events_lost(now);
+            if let Some(reports) = &mut view.reports {
+                reports.lost(count, now);
+            }
+        }
+        say(format_args!("LOST {count}: {}", kind.advice()));
+        view.sink.loss(&Loss {
+            kind,
+            count,
+            from: self.checked,
+            to: now,
+        })
+    }
+
+    /// What is not recorded is no loss to who looks at the same time.
+    fn say_unrecorded(&mut self, view: &mut View) {
+        let total = view.tape.as_ref().map_or(0, Tape::unrecorded);
+        if view.idle {
+            view.unrecorded = total;
+        } else if total > self.unrecorded {
+            let count = total - self.unrecorded;
+            say(format_args!(
+                "LOST {count}: {}",
+                LossKind::Unrecorded.advice()
+            ));
+        }
+        self.unrecorded = total;
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use caps::{CapSet, Capability, CapsHashSet};
+
 /// The capabilities that loading and attaching needs (`capabilities(7)`), by number.
 const NEEDED: [(&str, u32); 2] = [("CAP_BPF", 39), ("CAP_PERFMON", 38)];
 const CAP_SYS_ADMIN: u32 = 21;
@@ -37,8 +39,18 @@ pub fn forbids_reading(lockdown: &str) -> bool {
 /// CAP_BPF reads the counters on kernels before 5.19; CAP_DAC_READ_SEARCH finds the names of cgroups. A process without
 /// privileges has nothing to give up, and one that may not is no worse off than before.
 pub fn drop_privileges() {
-    use caps::{CapSet, Capability, CapsHashSet};
-    let useful: CapsHashSet = [Capability::CAP_BPF, Capability::CAP_DAC_READ_SEARCH].into();
+    keep(&[Capability::CAP_BPF, Capability::CAP_DAC_READ_SEARCH]);
+}
+
+/// Gives up, for good, every privilege of the calling thread but that of making files where only root may otherwise not (a
+/// folder of somebody else), if `files`.
+pub fn keep_files(files: bool) {
+    const FILES: [Capability; 1] = [Capability::CAP_DAC_OVERRIDE];
+    keep(if files { &FILES } else { &[] });
+}
+
+fn keep(useful: &[Capability]) {
+    let useful: CapsHashSet = useful.iter().copied().collect();
     let Ok(permitted) = caps::read(None, CapSet::Permitted) else {
         return;
     };

@@ -14,7 +14,7 @@ pub mod plan;
 pub mod probe;
 mod tracer;
 
-pub use capability::drop_privileges;
+pub use capability::{drop_privileges, keep_files};
 pub use cgroup::Cgroups;
 pub use existing::{List, Progress, Reader};
 pub use local_ports::local_ports;
@@ -22,7 +22,7 @@ pub use netns::find as find_netns;
 pub use observer::{TimeWaitHook, TimeWaitRequest};
 pub use owners::Owners;
 pub use plan::{Attached, Hook, Missing, Plan, Request};
-pub use tracer::Tracer;
+pub use tracer::{Counters, Tracer};
 
 /// Whether process ids mean the same to us as to the kernel.
 #[must_use]

@@ -6,7 +6,7 @@ use aya::{
     Btf, Ebpf,
     programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     existing,
@@ -14,7 +14,7 @@ use super::{
 };
 
 /// A way of observing the life of TIME_WAIT minisockets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimeWaitHook {
     /// fentry and fexit on the functions that minisockets go through.

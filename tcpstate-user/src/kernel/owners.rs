@@ -47,6 +47,18 @@ impl Owners {
         self.holders.get(&inode).copied()
     }
 
+    /// All of them.
+    pub fn holders(&self) -> impl Iterator<Item = (u64, Process)> {
+        self.holders
+            .iter()
+            .map(|(inode, process)| (*inode, *process))
+    }
+
+    /// A process holds the socket with this inode number.
+    pub fn insert(&mut self, inode: u64, process: Process) {
+        self.holders.insert(inode, process);
+    }
+
     /// Looks at one process, which may end meanwhile; `false` if the time is over.
     fn add(&mut self, pid: u32, deadline: Instant) -> bool {
         const BETWEEN_LOOKS: usize = 1024;

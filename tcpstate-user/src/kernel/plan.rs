@@ -12,7 +12,7 @@ use aya::{
     programs::{BtfTracePoint, ProgramError, TracePoint},
     sys::is_map_supported,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tcpstate_common::{
     config::{Config, KernelFilter},
     fields::{Format, Offsets},
@@ -30,7 +30,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/tcpstate.bpf.o");
 const TRACEPOINT: &str = "inet_sock_set_state";
 
 /// A hook that shows state transitions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hook {
     /// The BTF tracepoint: everything.
@@ -85,7 +85,7 @@ pub struct Request {
 }
 
 /// Something this kernel does not let us know.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
     /// What is not there, and why.
     pub what: String,

@@ -1,7 +1,10 @@
 //! Who took the timer of a minisocket off: the kernel functions that do, told by return addresses.
 
+use serde::{Deserialize, Serialize};
+
 /// A kernel function that ends minisockets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Caller {
     /// connect() takes the 4-tuple over (`__inet_check_established`).
     Connect,
@@ -31,7 +34,7 @@ const NAMES: [(&str, Caller); 11] = [
 ];
 
 /// Where those functions are in the running kernel.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Callers {
     ranges: Vec<(u64, u64, Caller)>,
     timer_handler: Option<u64>,

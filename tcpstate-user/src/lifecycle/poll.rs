@@ -90,6 +90,12 @@ impl Lifecycle {
         self
     }
 
+    /// Whether it learns of minisockets from lists alone.
+    #[must_use]
+    pub const fn polls(&self) -> bool {
+        self.poll.is_some()
+    }
+
     /// Gives a transition back, or holds it until the next list tells whether a minisocket goes on in its place.
     pub fn hold(&mut self, transition: Transition) -> Option<Transition> {
         use TcpState::{Close, Closing, FinWait1, FinWait2};

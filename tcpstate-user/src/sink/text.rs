@@ -475,7 +475,7 @@ impl fmt::Display for Summary {
             )?;
         }
         let OtherProtocols { mptcp, sctp, other } = self.other_protocols;
-        if mptcp + sctp + other > 0 {
+        if [mptcp, sctp, other] != [0; 3] {
             writeln!(
                 out,
                 "# not shown: {mptcp} of MPTCP, {sctp} of SCTP, {other} of other protocols (see --protocol)"

@@ -13,6 +13,7 @@ mod lifecycle;
 mod output;
 mod poll;
 mod properties;
+mod recordings;
 mod records;
 mod replay;
 mod reports;

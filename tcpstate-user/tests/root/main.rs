@@ -17,6 +17,7 @@ mod peer;
 mod poll;
 mod probe;
 mod recording;
+mod recordings;
 mod segments;
 mod smp;
 mod states;

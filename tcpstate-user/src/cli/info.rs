@@ -1,0 +1,261 @@
+//! `tcpstate info`.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+use anyhow::{Result, anyhow};
+use clap::Args as ClapArgs;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
+use super::Outcome;
+use crate::{
+    clock::Clock,
+    event::{Event, TimeWaitStep},
+    kernel::{Missing, drop_privileges},
+    recording::{FORMAT, Header, Mark, Parts, ReadError, Step},
+    sink::escape,
+};
+
+const INFO_HELP: &str = "\
+The whole recording is read and checked. Exit code: 0 it is whole; 2 it is not, or cannot
+be read: what is said of it is what comes before the damage.";
+
+/// Flags of `tcpstate info`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = INFO_HELP)]
+pub struct InfoArgs {
+    /// The recording
+    pub file: PathBuf,
+
+    /// One JSON object
+    #[arg(short, long)]
+    pub json: bool,
+}
+
+/// What a recording is of.
+#[derive(Debug, Default, Serialize)]
+struct Info {
+    tcpstate: String,
+    format: u32,
+    layout: u32,
+    kernel: String,
+    host: String,
+    boot: String,
+    from: String,
+    to: String,
+    seconds: f64,
+    hooks: Vec<&'static str>,
+    missing: Vec<Missing>,
+    filter: String,
+    part: u32,
+    transitions: u64,
+    minisockets: u64,
+    found: u64,
+    undecodable: u64,
+    netns: BTreeSet<u32>,
+    /// There were more namespaces than are listed.
+    more_netns: bool,
+    lost: Lost,
+    damage: Option<String>,
+}
+
+/// What is not in it.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Lost {
+    ring_full: u64,
+    not_found: u64,
+    unrecorded: u64,
+    unread: u64,
+}
+
+/// Prints what is in a recording.
+pub fn run(args: &InfoArgs) -> Result<Outcome> {
+    let mut parts = Parts::open(&args.file)
+        .map_err(|(path, error)| anyhow!(error).context(path.display().to_string()))?;
+    drop_privileges();
+    let header = parts.header().clone();
+    let (info, damage) = read(&mut parts, &header);
+    let text = if args.json {
+        serde_json::to_string(&info)? + "\n"
+    } else {
+        text(&info)
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    match damage {
+        Some(damage) => Err(anyhow!(damage).context(parts.path().display().to_string())),
+        None => Ok(Outcome::Done),
+    }
+}
+
+fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
+    let clock = Clock::new(header.begins, header.zero.into(), TimeZone::system());
+    let mut info = Info {
+        tcpstate: header.tcpstate.clone(),
+        format: FORMAT,
+        layout: header.layout,
+        kernel: header.kernel.clone(),
+        host: header.host.clone(),
+        boot: Clock::new(0, header.boot.into(), TimeZone::UTC).rfc3339(0),
+        from: clock.rfc3339(header.begins),
+        hooks: header.hooks(),
+        missing: header.missing.clone(),
+        filter: header.filter.clone(),
+        part: header.part,
+        ..Info::default()
+    };
+    let mut end = header.begins;
+    let mut before: Option<Mark> = None;
+    let damage = loop {
+        let block = match parts.next_block() {
+            Ok(Some(block)) => block,
+            Ok(None) => break None,
+            Err(damage) => break Some(damage),
+        };
+        let before = *before.get_or_insert(block.mark);
+        let wrong = parts.steps().any(|step| match step {
+            Ok(step) => {
+                info.count(&step, &before, &mut end);
+                false
+            }
+            Err(_) => true,
+        });
+        if wrong {
+            break Some(ReadError::Damaged {
+                offset: block.offset,
+                what: "there is something in a block that is no step",
+            });
+        }
+    };
+    info.to = clock.rfc3339(end);
+    info.seconds = std::time::Duration::from_nanos(end.saturating_sub(header.begins)).as_secs_f64();
+    info.damage = damage.as_ref().map(ToString::to_string);
+    (info, damage)
+}
+
+impl Info {
+    fn count(&mut self, step: &Step<'_>, before: &Mark, end: &mut u64) {
+        const NAMESPACES: usize = 1000;
+        match step {
+            Step::Record(bytes) => {
+                let netns = match Event::decode(bytes) {
+                    Ok(Event::Transition(event)) => {
+                        self.transitions += 1;
+                        event.netns
+                    }
+                    Ok(Event::TimeWait(event)) if event.step == TimeWaitStep::Found => {
+                        self.found += 1;
+                        event.netns
+                    }
+                    Ok(Event::TimeWait(event)) => {
+                        self.minisockets += 1;
+                        event.netns
+                    }
+                    Ok(Event::Socket(event)) => {
+                        self.found += 1;
+                        event.netns
+                    }
+                    Err(_) => {
+                        self.undecodable += 1;
+                        None
+                    }
+                };
+                if let Some(netns) = netns.filter(|netns| !self.netns.contains(netns)) {
+                    if self.netns.len() < NAMESPACES {
+                        self.netns.insert(netns);
+                    } else {
+                        self.more_netns = true;
+                    }
+                }
+            }
+            Step::Losses {
+                now,
+                counters,
+                unread,
+            } => {
+                *end = (*end).max(*now);
+                self.lost.ring_full = counters.lost.saturating_sub(before.lost);
+                self.lost.not_found = counters.not_found.saturating_sub(before.not_found);
+                self.lost.unread = *unread;
+            }
+            Step::Unrecorded(total) => {
+                self.lost.unrecorded = total.saturating_sub(before.unrecorded);
+            }
+            Step::End(at) => *end = *at,
+            _ => {}
+        }
+    }
+}
+
+/// The same for people.
+fn text(info: &Info) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, text: std::fmt::Arguments<'_>| {
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "{name:<18}{text}");
+    };
+    line(
+        "recorded by",
+        format_args!(
+            "tcpstate {} (format {}, records {})",
+            escape::text(&info.tcpstate),
+            info.format,
+            info.layout
+        ),
+    );
+    let (host, kernel) = (escape::text(&info.host), escape::text(&info.kernel));
+    line("host", format_args!("{host}, Linux {kernel}"));
+    line("started", format_args!("{}", info.boot));
+    line("from", format_args!("{}", info.from));
+    line("to", format_args!("{}", info.to));
+    line("time", format_args!("{:.1} s", info.seconds));
+    line("hooks", format_args!("{}", info.hooks.join(", ")));
+    if info.part > 1 {
+        line(
+            "first part",
+            format_args!("{}: the parts before it are gone", info.part),
+        );
+    }
+    if !info.filter.is_empty() {
+        line("only", format_args!("{}", escape::text(&info.filter)));
+    }
+    line("transitions", format_args!("{}", info.transitions));
+    line("of minisockets", format_args!("{}", info.minisockets));
+    line("sockets before", format_args!("{}", info.found));
+    let more = if info.more_netns { " and more" } else { "" };
+    line("namespaces", format_args!("{}{more}", info.netns.len()));
+    for Missing { what, loses } in &info.missing {
+        let (what, loses) = (escape::text(what), escape::text(loses));
+        line("not known", format_args!("{loses} (no {what})"));
+    }
+    let Lost {
+        ring_full,
+        not_found,
+        unrecorded,
+        unread,
+    } = info.lost;
+    let lost = [
+        (ring_full, "the ring buffer was full"),
+        (not_found, "sockets before, the ring buffer was full"),
+        (unrecorded, "the disk was too slow"),
+        (unread, "not waited for at the end"),
+        (info.undecodable, "could not be decoded"),
+    ];
+    for (count, why) in lost {
+        if count > 0 {
+            line("LOST", format_args!("{count}: {why}"));
+        }
+    }
+    if lost.iter().all(|(count, _)| *count == 0) {
+        line("lost", format_args!("nothing"));
+    }
+    match &info.damage {
+        Some(damage) => line("DAMAGED", format_args!("{damage}")),
+        None => line("whole", format_args!("yes")),
+    }
+    out
+}

@@ -1,0 +1,265 @@
+//! `tcpstate record`, and what views have to do with recordings.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args as ClapArgs;
+
+use super::{
+    Outcome,
+    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs, duration},
+    live,
+    shape::Shape,
+};
+use crate::{
+    analysis::{Connection, Report},
+    lifecycle::Transition,
+    loss::Loss,
+    message::say,
+    recording::{Header, Rotation, Tape, part_name},
+    sink::{Sink, Summary},
+};
+
+const RECORD_HELP: &str = "\
+The file is new, and only its owner may read it. It has everything that trace, conns,
+closers and hist show, and they show it with --from FILE: the same as they would have
+shown then. Filters decide what is recorded, as far as the kernel side can tell: not by
+process, cgroup and state, which are for --from. A crash costs a second at most. If the
+disk is too slow, records are left out, and counted (`unrecorded`).
+
+Exit code: 0 something was recorded, or ended by Ctrl-C; 1 nothing; 2 an error.
+
+Examples:
+  tcpstate record incident.tcps --duration 60
+  tcpstate record -L 443 --rotate 256M,8 incident.tcps
+                           the last 2 GiB, in incident.000001.tcps and so on
+  tcpstate conns --from incident.tcps -w";
+
+/// Flags of `tcpstate record`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = RECORD_HELP)]
+pub struct RecordArgs {
+    /// The file to record in, which must not be there
+    pub file: PathBuf,
+
+    /// Begin another file after so many bytes, and keep so many files: 256M,8
+    #[arg(long, value_name = "SIZE,FILES", value_parser = rotation)]
+    pub rotate: Option<Rotation>,
+
+    /// End after this time: seconds, or with a unit (90, 1.5, 60s, 2m)
+    #[arg(long, value_name = "SECS", value_parser = duration)]
+    pub duration: Option<Duration>,
+
+    /// What to record.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+
+    /// How to look.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
+}
+
+/// What views have to do with recordings.
+#[derive(Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Recordings")]
+pub struct RecordingArgs {
+    /// Show what was recorded in this file instead of what happens now; no root needed
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "buffer", "skip_existing", "hook", "timewait"])]
+    pub from: Option<PathBuf>,
+
+    /// Show only what happened at this time or later: 13:30, 13:30:05.5, 2026-11-22T13:30:05Z, or +90s from the beginning
+    #[arg(long, value_name = "TIME", requires = "from")]
+    pub since: Option<String>,
+
+    /// Show only what happened until this time
+    #[arg(long, value_name = "TIME", requires = "from")]
+    pub until: Option<String>,
+
+    /// Do not read what came long before --since: faster, but times and owners that it would tell are bounds or unknown
+    #[arg(long, requires = "since")]
+    pub skip_earlier: bool,
+
+    /// Record in this file meanwhile, which must not be there
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+
+    /// When to begin another file.
+    #[arg(skip)]
+    pub rotate: Option<Rotation>,
+}
+
+/// Runs `tcpstate record`.
+pub fn run(args: RecordArgs) -> Result<Outcome> {
+    let filter = &args.filter;
+    let later = [
+        ("--pid", filter.pid.is_empty()),
+        ("--comm", filter.comm.is_empty()),
+        ("--cgroup", filter.cgroup.is_empty()),
+        ("--state", filter.state.is_empty()),
+    ];
+    if let Some((flag, _)) = later.iter().find(|(_, empty)| !empty) {
+        bail!(
+            "{flag}: what is recorded is told by connections only; use it with --from, when you look at the recording"
+        );
+    }
+    let live = LiveArgs {
+        filter: args.filter,
+        output: OutputArgs::default(),
+        duration: args.duration,
+        count: None,
+        max_connections: MAX_CONNECTIONS,
+        kernel: args.kernel,
+        recording: RecordingArgs {
+            record: Some(args.file),
+            rotate: args.rotate,
+            ..RecordingArgs::default()
+        },
+    };
+    live::run(&live, Shape::Recording)
+}
+
+/// Fails early where a recording would fail later.
+pub fn check(args: &RecordingArgs) -> Result<()> {
+    let Some(path) = &args.record else {
+        return Ok(());
+    };
+    let first = match args.rotate {
+        Some(_) => part_name(path, 1),
+        None => path.clone(),
+    };
+    for path in [path, &first] {
+        if path.exists() {
+            bail!("{}", refusal(path, &io::ErrorKind::AlreadyExists.into()));
+        }
+    }
+    Ok(())
+}
+
+/// Begins the recording that was asked for, if one was.
+pub fn begin(args: &RecordingArgs, header: &Header) -> Result<Option<Tape>> {
+    let Some(path) = &args.record else {
+        return Ok(None);
+    };
+    match Tape::begin(path, args.rotate, header.clone()) {
+        Ok(tape) => Ok(Some(tape)),
+        Err(error) => bail!("{}", refusal(path, &error)),
+    }
+}
+
+fn refusal(path: &std::path::Path, error: &io::Error) -> String {
+    let path = path.display();
+    if error.kind() == io::ErrorKind::AlreadyExists {
+        format!(
+            "{path}: it is there already, and may be the only copy of something; remove it, or give another name"
+        )
+    } else {
+        format!("{path}: cannot be written: {error}")
+    }
+}
+
+/// Ends a recording, and says what became of it.
+pub fn end(args: &RecordingArgs, tape: Option<&mut Tape>) -> Result<()> {
+    let (Some(path), Some(tape)) = (&args.record, tape) else {
+        return Ok(());
+    };
+    let recorded = tape.close().with_context(|| {
+        format!(
+            "{}: the recording ends early, it cannot be written",
+            path.display()
+        )
+    })?;
+    let parts = match recorded.parts {
+        1 => String::new(),
+        many => format!(" in {many} parts"),
+    };
+    say(format_args!(
+        "{} records in {}: {} bytes{parts}",
+        recorded.records,
+        path.display(),
+        recorded.bytes
+    ));
+    Ok(())
+}
+
+/// Shows nothing but a summary.
+pub struct Silent;
+
+impl Sink for Silent {
+    fn transition(&mut self, _: &Transition) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn connection(&mut self, _: &Connection) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn report(&mut self, _: &Report) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn loss(&mut self, _: &Loss) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        if summary.loss.is_none() {
+            say(format_args!("nothing lost"));
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn rotation(text: &str) -> Result<Rotation, String> {
+    const HINT: &str = "give the size of a file, and how many to keep, two or more: 256M,8";
+    let (size, keep) = text.split_once(',').ok_or(HINT)?;
+    let size = size.trim().to_ascii_uppercase();
+    let size = size.trim_end_matches("IB").trim_end_matches('B');
+    let (digits, shift) = match size.char_indices().next_back() {
+        Some((end, 'K')) => (&size[..end], 10),
+        Some((end, 'M')) => (&size[..end], 20),
+        Some((end, 'G')) => (&size[..end], 30),
+        _ => (size, 0),
+    };
+    let bytes = digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .filter(|bytes| *bytes >= 1 << 16)
+        .ok_or_else(|| format!("a file needs 64K at least; {HINT}"))?;
+    let keep = keep.trim().parse().ok().filter(|keep| *keep >= 2);
+    Ok(Rotation {
+        bytes,
+        keep: keep.ok_or(HINT)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Rotation, rotation};
+
+    #[test]
+    fn rotations() {
+        let bytes = 256 << 20;
+        assert_eq!(rotation("256MiB,8"), Ok(Rotation { bytes, keep: 8 }));
+        assert_eq!(rotation("256m, 2"), Ok(Rotation { bytes, keep: 2 }));
+        for bad in [
+            "",
+            "256M",
+            "256M,",
+            "256M,1",
+            ",8",
+            "1K,8",
+            "M,8",
+            "-1M,8",
+            "1e9,8",
+            "99999999999G,2",
+            "ü,2",
+        ] {
+            assert!(rotation(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Views of a recording: told the same steps as a view of what happens now, they show the same.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use jiff::{Timestamp, ToSpan as _, civil, tz::TimeZone};
+
+use super::{
+    Outcome,
+    args::{FilterArgs, LiveArgs, OutputArgs, duration},
+    live,
+    names::Names,
+    output,
+    shape::Shape,
+    view::{Losses, View},
+    window::Window,
+};
+use crate::{
+    kernel::{Missing, drop_privileges},
+    message::say,
+    recording::{Block, Header, NoStep, Parts, ReadError, Step},
+    sink::escape,
+};
+
+/// So long after `--until` everything that happened until then has been read.
+const AFTERWARDS: u64 = 1_000_000_000;
+
+/// Shows a recording.
+pub fn run(args: &LiveArgs, shape: Shape, path: &Path) -> Result<Outcome> {
+    let filter = args.filter.resolve_recorded()?;
+    let netns = netns(&args.filter)?;
+    let target = output::open(&args.output)?;
+    let mut parts = Parts::open(path)
+        .map_err(|(path, error)| anyhow!(error).context(path.display().to_string()))?;
+    // Whoever made the file, root reads it without its powers.
+    drop_privileges();
+    let mut header = parts.header().clone();
+    live::check(&filter, header.hook)?;
+    let time = |text: &Option<String>, flag: &str| -> Result<Option<u64>> {
+        let moment = |text| moment(text, &header).map_err(|why| anyhow!("{flag} {text}: {why}"));
+        text.as_deref().map(moment).transpose()
+    };
+    let since = time(&args.recording.since, "--since")?;
+    let until = time(&args.recording.until, "--until")?;
+    if since.zip(until).is_some_and(|(since, until)| since > until) {
+        bail!("--since is later than --until: nothing happened then");
+    }
+    if !header.filter.is_empty() {
+        say(format_args!(
+            "recorded with {}",
+            escape::text(&header.filter)
+        ));
+    }
+    for Missing { what, loses } in &header.missing {
+        let (what, loses) = (escape::text(what), escape::text(loses));
+        say(format_args!(
+            "warning: {loses} lost, since there was no {what}"
+        ));
+    }
+    let skipped = match since {
+        Some(since) if args.recording.skip_earlier => parts
+            .skip_to(since)
+            .with_context(|| path.display().to_string())?,
+        _ => false,
+    };
+    let first = parts.next_block();
+    if let (true, Ok(Some(block))) = (skipped, &first) {
+        header.begins = block.mark.now;
+    }
+    let sink = live::sink(args, &shape, target, &header)?;
+    let mut view = View::new(args, filter, Names::recorded(), sink, &header, shape);
+    view.look_through(Window::new(since, until, netns));
+    if skipped {
+        // The list of sockets was read before.
+        view.end_finding();
+    }
+    let mut replay = Replay {
+        view,
+        losses: Losses::new(header.begins),
+        until: until.unwrap_or(u64::MAX),
+        now: header.begins,
+        end: None,
+    };
+    let damage = replay.all(&mut parts, first).map_err(live::explain)?;
+    let began = since.map_or(header.begins, |since| since.max(header.begins));
+    replay
+        .sum_up(began, header.hooks(), &args.output)
+        .map_err(live::explain)?;
+    if let Some(damage) = damage {
+        return Err(anyhow!(damage).context(format!(
+            "{}: what comes before the damage was shown",
+            parts.path().display()
+        )));
+    }
+    Ok(if replay.view.has_shown() {
+        Outcome::Done
+    } else {
+        Outcome::Nothing
+    })
+}
+
+/// A view that is told what was recorded.
+struct Replay {
+    view: View,
+    losses: Losses,
+    /// Nothing later is wanted.
+    until: u64,
+    /// The time of the turn.
+    now: u64,
+    /// When the run ended, if it has.
+    end: Option<u64>,
+}
+
+/// What comes after a step.
+enum Next {
+    /// The next one.
+    Step,
+    /// Nothing that is wanted.
+    End,
+    /// It cannot have been recorded like that.
+    Wrong(&'static str),
+}
+
+impl Replay {
+    /// Shows all blocks, or those before the damage that is returned.
+    fn all(
+        &mut self,
+        parts: &mut Parts,
+        first: Result<Option<Block>, ReadError>,
+    ) -> Result<Option<ReadError>> {
+        let mut next = first;
+        if let Ok(Some(block)) = &next {
+            self.now = block.mark.now;
+            self.losses.forget(&block.mark);
+            self.view.unrecorded = block.mark.unrecorded;
+        }
+        loop {
+            let offset = match next {
+                Ok(Some(block)) => block.offset,
+                Ok(None) => return Ok(None),
+                Err(damage) => return Ok(Some(damage)),
+            };
+            for step in parts.steps() {
+                let next = match step {
+                    Ok(step) => self.step(step)?,
+                    Err(NoStep) => Next::Wrong("there is something in a block that is no step"),
+                };
+                match next {
+                    Next::Step => {}
+                    Next::End => return Ok(None),
+                    Next::Wrong(what) => return Ok(Some(ReadError::Damaged { offset, what })),
+                }
+            }
+            next = parts.next_block();
+        }
+    }
+
+    fn step(&mut self, step: Step<'_>) -> Result<Next> {
+        let view = &mut self.view;
+        match step {
+            // Of what is left, only how it ended is wanted.
+            Step::Record(_) if self.end.is_some() => {
+                return Ok(Next::Wrong("something happens after the end"));
+            }
+            Step::Record(_) if view.is_done() => return Ok(Next::End),
+            Step::Record(bytes) => {
+                if !view.record(bytes, self.now)? {
+                    return Ok(Next::Wrong("an event is younger than the turn it is in"));
+                }
+            }
+            Step::Losses {
+                now,
+                counters,
+                unread,
+            } => {
+                // The turn that ends here has read everything until then.
+                if self.now > self.until.saturating_add(AFTERWARDS) {
+                    return Ok(Next::End);
+                }
+                self.now = now;
+                view.unread = unread;
+                self.losses.check(&counters, view, now)?;
+            }
+            Step::Settled(now) => view.settle(now)?,
+            Step::Holders(holders) => view.add_owners(holders),
+            Step::Listed => {
+                view.end_finding();
+            }
+            Step::Round(round) => view.end_round(round)?,
+            Step::Refresh => view.begin_refresh(),
+            Step::Cgroup(id, path) => view.learn_cgroup(id, path),
+            Step::Unrecorded(total) => {
+                view.unrecorded = total;
+                self.losses.not_recorded(view, self.now)?;
+            }
+            Step::End(_) if self.end.is_some() => {
+                return Ok(Next::Wrong("the run ends twice"));
+            }
+            Step::End(end) => self.finish(end)?,
+        }
+        Ok(Next::Step)
+    }
+
+    fn finish(&mut self, end: u64) -> Result<()> {
+        let end = end.min(self.until);
+        self.end = Some(end);
+        Ok(self.view.finish(end)?)
+    }
+
+    fn sum_up(&mut self, began: u64, hooks: Vec<&'static str>, args: &OutputArgs) -> Result<()> {
+        if self.end.is_none() {
+            self.finish(self.now)?;
+        }
+        let time = self.end.unwrap_or(self.now).saturating_sub(began);
+        live::sum_up(&mut self.view, &self.losses, hooks, time, args)
+    }
+}
+
+/// The namespace to look at, which has no other name than its number in a recording.
+fn netns(args: &FilterArgs) -> Result<Option<u32>> {
+    let number = |name: &String| {
+        name.parse().map_err(|_| {
+            anyhow!(
+                "--netns {name}: a recording knows network namespaces by their inode numbers only; `trace -j` shows them"
+            )
+        })
+    };
+    args.netns.as_ref().map(number).transpose()
+}
+
+/// A moment of a run, in nanoseconds of its `CLOCK_MONOTONIC`.
+fn moment(text: &str, header: &Header) -> Result<u64, String> {
+    const HINT: &str = "give a time of day (13:30, 13:30:05.5), a date and time (2026-11-22T13:30:05, with Z in UTC), \
+         or a time from the beginning of the recording (+90s)";
+    if let Some(after) = text.strip_prefix('+') {
+        let after = duration(after)?;
+        let after = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
+        return Ok(header.begins.saturating_add(after));
+    }
+    let zone = TimeZone::system();
+    let of_day = |time: civil::Time| -> Option<Timestamp> {
+        let begins = i128::from(header.begins) + i128::from(header.zero);
+        let begins = Timestamp::from_nanosecond(begins).ok()?;
+        let same_day = begins
+            .to_zoned(zone.clone())
+            .with()
+            .time(time)
+            .build()
+            .ok()?;
+        // Long before it began must be meant of the day after.
+        let meant = if same_day.timestamp() < begins.checked_sub(12.hours()).ok()? {
+            same_day.checked_add(1.day()).ok()?
+        } else {
+            same_day
+        };
+        Some(meant.timestamp())
+    };
+    let local = |time: civil::DateTime| -> Option<Timestamp> {
+        time.to_zoned(zone.clone())
+            .ok()
+            .map(|time| time.timestamp())
+    };
+    let time = match (
+        text.parse::<Timestamp>(),
+        text.parse::<civil::Time>(),
+        text.parse::<civil::DateTime>(),
+    ) {
+        (Ok(time), ..) => Some(time),
+        (_, Ok(time), Err(_)) => of_day(time),
+        (.., Ok(time)) => local(time),
+        _ => None,
+    };
+    let since_1970 = time.ok_or(HINT)?.as_nanosecond();
+    let monotonic = since_1970 - i128::from(header.zero);
+    Ok(u64::try_from(monotonic.max(0)).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,173 @@
+//! The files of a recording: one, or with rotation several parts.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{Block, Header, ReadError, Reader, Steps};
+
+/// When to begin another file, and how many to keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// Bytes after which a new part begins, at the end of a block.
+    pub bytes: u64,
+    /// How many parts are kept; the oldest are removed.
+    pub keep: u32,
+}
+
+/// The name of a part: `incident.000001.tcps` of `incident.tcps`.
+#[must_use]
+pub fn part_name(path: &Path, part: u32) -> PathBuf {
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!(".{part:06}"));
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    path.with_file_name(name)
+}
+
+/// The parts that there are of a recording with this name, oldest first.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub(super) fn all(path: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let names: Vec<OsString> = fs::read_dir(folder)?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<_, _>>()?;
+    let stem = path.file_stem().unwrap_or_default();
+    let number = |name: &OsString| -> Option<u32> {
+        let rest = name.to_str()?.strip_prefix(stem.to_str()?)?;
+        let digits: String = rest
+            .strip_prefix('.')?
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect();
+        let number = digits.parse().ok()?;
+        (part_name(path, number).file_name() == Some(name)).then_some(number)
+    };
+    let mut parts: Vec<_> = names.iter().filter_map(number).collect();
+    parts.sort_unstable();
+    Ok(parts
+        .into_iter()
+        .map(|part| (part, part_name(path, part)))
+        .collect())
+}
+
+/// Reads the parts of a recording one after the other.
+#[expect(missing_debug_implementations, reason = "a reader has none")]
+pub struct Parts {
+    header: Header,
+    path: PathBuf,
+    reader: Reader<File>,
+    /// Those that follow, the next one last.
+    rest: Vec<PathBuf>,
+}
+
+impl Parts {
+    /// Opens a recording: the file with this name, or else all parts that there are of it.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be read.
+    pub fn open(path: &Path) -> Result<Self, (PathBuf, ReadError)> {
+        let mut rest = Vec::new();
+        let mut first = path.to_owned();
+        if !path.exists()
+            && let Ok(parts) = all(path)
+            && !parts.is_empty()
+        {
+            rest = parts.into_iter().map(|(_, path)| path).rev().collect();
+            first = rest.pop().unwrap_or(first);
+        }
+        let reader = open(&first).map_err(|error| (first.clone(), error))?;
+        Ok(Self {
+            header: reader.header().clone(),
+            path: first,
+            reader,
+            rest,
+        })
+    }
+
+    /// What is known of the run, from the first part.
+    #[must_use]
+    pub const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The file that is being read.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Passes over what is before this time, as far as the index tells and in the first part; says whether there was any.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn skip_to(&mut self, time: u64) -> Result<bool, ReadError> {
+        let mut skipped = false;
+        while let Some(next) = self.rest.last() {
+            let next = open(next)?;
+            if next.header().begins >= time {
+                break;
+            }
+            self.path = self.rest.pop().unwrap_or_default();
+            self.reader = next;
+            skipped = true;
+        }
+        Ok(self.reader.skip_to(time)? || skipped)
+    }
+
+    /// The next block of steps; `None` at the end of the last part.
+    ///
+    /// # Errors
+    /// If no more can be read.
+    pub fn next_block(&mut self) -> Result<Option<Block>, ReadError> {
+        loop {
+            if let Some(block) = self.reader.next_block()? {
+                return Ok(Some(block));
+            }
+            let Some(next) = self.rest.pop() else {
+                return Ok(None);
+            };
+            let mut reader = open(&next)?;
+            self.path = next;
+            if reader.header().id != self.header.id {
+                return Err(ReadError::NoRecording(
+                    "it belongs to another recording than the part before it",
+                ));
+            }
+            if let Some(number) = self.reader.expected() {
+                reader.expect(number);
+            }
+            self.reader = reader;
+        }
+    }
+
+    /// The steps of the block that was read last.
+    #[must_use]
+    pub fn steps(&self) -> Steps<'_> {
+        self.reader.steps()
+    }
+}
+
+fn open(path: &Path) -> Result<Reader<File>, ReadError> {
+    // A pipe would be waited for, and a directory can be opened.
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        return Err(ReadError::NoRecording("it is a directory"));
+    }
+    if !metadata.is_file() {
+        return Err(ReadError::NoRecording(
+            "it is no regular file; a recording is read from a file only",
+        ));
+    }
+    Reader::new(File::open(path)?)
+}

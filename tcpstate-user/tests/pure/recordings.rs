@@ -1,0 +1,441 @@
+//! Recordings as files: what is written is read again, and whatever else is in a file is told, never believed.
+
+use std::{
+    fs,
+    io::Cursor,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use proptest::prelude::*;
+use tcpstate_common::record::{SocketRecord, TimeWaitRecord, TransitionRecord};
+use tcpstate_user::{
+    kernel::{Counters, Hook, TimeWaitHook},
+    lifecycle::Callers,
+    recording::{Header, LAYOUT, Mark, ReadError, Reader, Step, Writer},
+    sink::OtherProtocols,
+};
+
+/// Where the times of the recordings in `tests/fixtures/records` begin.
+const START: u64 = 1_000_000_000;
+const PREAMBLE: usize = 24;
+const HEAD: usize = 72;
+
+fn header(callers: Callers, tick: u64) -> Header {
+    Header {
+        tcpstate: "0.1.0".into(),
+        layout: LAYOUT,
+        kernel: "6.18.0".into(),
+        host: "example".into(),
+        hook: Hook::BtfTracepoint,
+        timewait: Some(TimeWaitHook::Timer),
+        missing: Vec::new(),
+        filter: String::new(),
+        start: START,
+        zero: 1_800_000_000_000_000_000,
+        boot: 1_800_000_000_000_000_000,
+        tick,
+        callers,
+        id: 1,
+        part: 1,
+        begins: START,
+    }
+}
+
+fn losses(now: u64) -> Step<'static> {
+    Step::Losses {
+        now,
+        counters: Counters {
+            lost: 0,
+            not_found: 0,
+            passed_over: 0,
+            second_looks: 0,
+            missed: 0,
+            other_protocols: OtherProtocols::default(),
+        },
+        unread: 0,
+    }
+}
+
+fn bytes(steps: &[Step<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for step in steps {
+        step.write(&mut bytes);
+    }
+    bytes
+}
+
+/// A recording of these blocks.
+fn file(header: &Header, blocks: &[Vec<u8>]) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new(), header).expect("memory");
+    let mark = |number: usize| Mark {
+        number: number as u64,
+        now: START,
+        ..Mark::default()
+    };
+    for (number, block) in blocks.iter().enumerate() {
+        writer.steps(&mark(number), block).expect("memory");
+    }
+    writer.finish(&mark(blocks.len())).expect("memory").0
+}
+
+/// The records of a fixture (see `replay.rs`) as a recording.
+fn of_fixture(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/records");
+    let fixture = fs::read(path.join(name)).expect("a fixture");
+    let empty = fixture.windows(2).position(|pair| pair == b"\n\n");
+    let (text, mut rest) = fixture.split_at(empty.expect("an empty line") + 2);
+    let text = std::str::from_utf8(text).expect("text");
+    let number = |name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.expect("a line").trim().parse().expect("a number")
+    };
+    let end = number("end");
+    let mut records = Vec::new();
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let (record, after) = after.split_at(u32::from_le_bytes(*length) as usize);
+        records.push(record);
+        rest = after;
+    }
+    let mut first = vec![losses(end), Step::Cgroup(1, "/system.slice/test.service")];
+    first.extend(records.iter().map(|record| Step::Record(record)));
+    let last = [Step::Settled(end), losses(end), Step::End(end), losses(end)];
+    let header = header(Callers::parse(text), number("tick"));
+    file(&header, &[bytes(&first), bytes(&last)])
+}
+
+/// What can be read, and why no more.
+fn read(file: &[u8]) -> (Vec<Vec<u8>>, Option<ReadError>) {
+    let mut blocks = Vec::new();
+    let mut reader = match Reader::new(Cursor::new(file)) {
+        Ok(reader) => reader,
+        Err(error) => return (blocks, Some(error)),
+    };
+    loop {
+        match reader.next_block() {
+            Ok(None) => return (blocks, None),
+            Err(error) => return (blocks, Some(error)),
+            Ok(Some(_)) => {
+                let steps = reader.steps().map(|step| step.expect("a step"));
+                blocks.push(bytes(&steps.collect::<Vec<_>>()));
+            }
+        }
+    }
+}
+
+fn small() -> (Vec<Vec<u8>>, Vec<u8>) {
+    let blocks = vec![
+        bytes(&[losses(START + 1), Step::Record(&[7; 160])]),
+        bytes(&[Step::Cgroup(5, "/a"), Step::Settled(START + 2)]),
+        bytes(&[losses(START + 3), Step::End(START + 3)]),
+    ];
+    let file = file(&header(Callers::default(), 4_000_000), &blocks);
+    (blocks, file)
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let (blocks, file) = small();
+    let (read, error) = read(&file);
+    assert_eq!(read, blocks);
+    assert!(error.is_none(), "{error:?}");
+}
+
+#[test]
+fn cut_off_anywhere_all_whole_blocks_are_read_and_the_end_is_told() {
+    let (blocks, file) = small();
+    let mut seen = 0;
+    for length in 0..file.len() {
+        let (read, error) = read(&file[..length]);
+        assert!(blocks.starts_with(&read), "{length}");
+        let told = match &error {
+            Some(ReadError::CutOff { offset, .. }) => *offset <= length as u64,
+            Some(ReadError::NoRecording(_)) => length == 0,
+            _ => false,
+        };
+        assert!(told, "{length}: {error:?}");
+        assert!(read.len() >= seen, "{length}: fewer blocks than before");
+        seen = read.len();
+    }
+    assert_eq!(seen, blocks.len());
+}
+
+#[test]
+fn no_bit_turns_unnoticed() {
+    let (blocks, file) = small();
+    for place in 0..file.len() * 8 {
+        let mut damaged = file.clone();
+        damaged[place / 8] ^= 1 << (place % 8);
+        let (read, error) = read(&damaged);
+        assert!(blocks.starts_with(&read), "bit {place}");
+        let told = match &error {
+            Some(ReadError::Damaged { offset, .. } | ReadError::CutOff { offset, .. }) => {
+                *offset <= place as u64 / 8 + 1
+            }
+            Some(ReadError::NoRecording(_)) => place < 64,
+            _ => false,
+        };
+        assert!(told, "bit {place}: {error:?}");
+    }
+}
+
+/// A block as `docs/recordings.md` has it.
+fn block(kind: u8, packing: u8, length: u32, body: &[u8]) -> Vec<u8> {
+    let mut head = b"tcpB".to_vec();
+    head.extend([kind, packing, 0, 0]);
+    head.extend(u32::try_from(body.len()).expect("small").to_le_bytes());
+    head.extend(length.to_le_bytes());
+    head.extend([0; 48]);
+    head.extend(crc32fast::hash(body).to_le_bytes());
+    head.extend(crc32fast::hash(&head).to_le_bytes());
+    assert_eq!(head.len(), HEAD);
+    [head, body.to_vec()].concat()
+}
+
+/// The beginning of a recording, up to the first block of steps.
+fn beginning() -> Vec<u8> {
+    let (_, file) = small();
+    let length = u32::from_le_bytes(*file[PREAMBLE + 8..].first_chunk().expect("a head"));
+    file[..PREAMBLE + HEAD + length as usize].to_vec()
+}
+
+#[test]
+fn lengths_that_lie_get_no_memory() {
+    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).expect("zeros");
+    let small = zstd::bulk::compress(&[0; 100], 1).expect("zeros");
+    for (block, what) in [
+        (block(2, 1, 1000, &bomb), "another length"),
+        (block(2, 1, 64 << 20, &bomb), "larger than any"),
+        (block(2, 1, u32::MAX, &small), "larger than any"),
+        (block(2, 1, 99, &small), "another length"),
+        (block(2, 1, 101, &small), "another length"),
+        (block(2, 1, 5, b"no zstd"), "another length"),
+        (block(2, 0, 5, b"more"), "another length"),
+        (block(2, 2, 4, b"more"), "no such way of packing"),
+        (block(1, 0, 2, b"{}"), "a second header"),
+        (block(9, 0, 2, b"{}"), "no such kind"),
+        (b"tcpA".repeat(HEAD), "no block begins here"),
+    ] {
+        let (read, error) = read(&[beginning(), block].concat());
+        let error = error.expect("an error").to_string();
+        assert!(read.is_empty() && error.contains(what), "{what}: {error}");
+    }
+}
+
+#[test]
+fn a_newer_file_says_what_is_needed() {
+    let (_, mut file) = small();
+    file[8] = 9;
+    file[12] = 3;
+    let sum = crc32fast::hash(&file[..20]);
+    file[20..24].copy_from_slice(&sum.to_le_bytes());
+    let (_, error) = read(&file);
+    let error = error.expect("an error").to_string();
+    assert_eq!(
+        error,
+        "it has format 9, and this tcpstate reads up to 1: use tcpstate 3.1.0 or later"
+    );
+    let newer = Header {
+        layout: LAYOUT + 1,
+        tcpstate: "4.5.6".into(),
+        ..header(Callers::default(), 1)
+    };
+    let (_, error) = read(&self::file(&newer, &[]));
+    let error = error.expect("an error").to_string();
+    assert!(error.contains("use tcpstate 4.5.6 or later"), "{error}");
+}
+
+/// Raise `recording::LAYOUT` when this fails, keep the old structure there, and make new records of old ones.
+#[test]
+fn the_layout_of_records_is_the_one_that_recordings_name() {
+    let sizes = [
+        size_of::<TransitionRecord>(),
+        size_of::<TimeWaitRecord>(),
+        size_of::<SocketRecord>(),
+    ];
+    assert_eq!((LAYOUT, sizes), (1, [160, 168, 128]));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        read(&bytes);
+        let (blocks, _) = read(&[beginning(), bytes].concat());
+        prop_assert!(blocks.is_empty());
+    }
+
+    #[test]
+    fn any_steps_are_shown_or_refused(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let whole = file(&header(Callers::default(), 4_000_000), std::slice::from_ref(&body));
+        let mut reader = Reader::new(Cursor::new(whole)).expect("a header");
+        prop_assert!(reader.next_block().expect("a block").is_some());
+        let steps = reader.steps().count();
+        prop_assert!(steps <= body.len());
+    }
+}
+
+/// A file that is gone when the test is.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(name: &str, bytes: &[u8]) -> Self {
+        let name = format!("tcpstate-pure-{}-{name}.tcps", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::write(&path, bytes).expect("a file");
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().expect("text")
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn tcpstate(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tcpstate"))
+        .args(arguments)
+        .output()
+        .expect("tcpstate starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What it shows of a recording that is whole.
+fn shown(arguments: &[&str]) -> String {
+    let output = tcpstate(arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The file in which format 1 is kept: it must be read for ever, and shown as it always was.
+fn format_1() -> PathBuf {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/recordings/format-1.tcps");
+    if std::env::var_os("TCPSTATE_RECORD_FIXTURES").is_some_and(|value| value == "1") {
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(&path, of_fixture("late_fin.bin")).expect("a file");
+    }
+    path
+}
+
+#[test]
+fn format_1_is_shown_as_ever() {
+    let path = format_1();
+    let path = path.to_str().expect("text");
+    insta::assert_snapshot!("format_1_trace", shown(&["trace", "-j", "--from", path]));
+    insta::assert_snapshot!("format_1_conns", shown(&["conns", "-s", "--from", path]));
+    insta::assert_snapshot!(
+        "format_1_closers",
+        shown(&["closers", "-j", "--from", path])
+    );
+    insta::assert_snapshot!("format_1_info", shown(&["info", path]));
+}
+
+#[test]
+fn a_window_shows_the_same_rows_and_no_others() {
+    let file = Temporary::new("window", &of_fixture("expiry.bin"));
+    let rows = |more: &[&str]| -> Vec<String> {
+        let arguments = [&["trace", "-j", "--from", file.path()], more].concat();
+        let output = tcpstate(&arguments);
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{more:?}");
+        let out = text(&output.stdout);
+        let transitions = out.lines().filter(|line| line.contains("\"transition\""));
+        transitions.map(str::to_owned).collect()
+    };
+    let time = |row: &String| row.split('"').nth(7).expect("a time").to_owned();
+    let all = rows(&[]);
+    assert!(all.len() > 10);
+    let middle = time(&all[all.len() / 2]);
+    assert!(middle.starts_with("20"), "{middle}");
+    let since = rows(&["--since", &middle]);
+    let until = rows(&["--until", &middle]);
+    let later = |row: &&String| time(row) >= middle;
+    assert_eq!(since, all.iter().filter(later).cloned().collect::<Vec<_>>());
+    // What ended a wait that went on at the end is not known then.
+    let before = |row: &&String| time(row) <= middle;
+    let expected: Vec<_> = all.iter().filter(before).collect();
+    assert!(until.len() <= expected.len() && until.len() + 8 > expected.len());
+    assert_eq!(rows(&["--since", "+1h"]), Vec::<String>::new());
+    assert_eq!(rows(&["--netns", "1"]), all);
+    assert_eq!(rows(&["--netns", "2"]), Vec::<String>::new());
+    for bad in [
+        &["--since", "soon"][..],
+        &["--since", "+2s", "--until", "+1s"],
+        &["--netns", "blue"],
+        &["--duration", "1"],
+        &["--buffer", "1M"],
+        &["--record", "other.tcps"],
+    ] {
+        let output = tcpstate(&[&["trace", "--from", file.path()], bad].concat());
+        assert_eq!(output.status.code(), Some(2), "{bad:?}");
+        assert!(output.stdout.is_empty(), "{bad:?}");
+    }
+}
+
+#[test]
+fn what_is_before_the_damage_is_shown_and_the_damage_told() {
+    let whole = of_fixture("late_fin.bin");
+    let good = Temporary::new("good", &whole);
+    let expected = shown(&["trace", "-s", "--from", good.path()]);
+    let cut = Temporary::new("cut", &whole[..whole.len() - 20]);
+    let output = tcpstate(&["trace", "-s", "--from", cut.path()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(text(&output.stdout), expected);
+    let message = text(&output.stderr);
+    assert!(message.contains("cut off at byte"), "{message}");
+    let output = tcpstate(&["info", cut.path()]);
+    assert_eq!(output.status.code(), Some(2));
+    let out = text(&output.stdout);
+    assert!(out.contains("DAMAGED           cut off at byte"), "{out}");
+}
+
+#[test]
+fn what_is_no_recording_is_refused() {
+    let folder = std::env::temp_dir();
+    let folder = folder.to_str().expect("text");
+    let empty = Temporary::new("empty", b"");
+    let other = Temporary::new("other", b"#!/bin/sh\necho this is something else\n");
+    let pipe = std::env::temp_dir().join(format!("tcpstate-pure-{}.fifo", std::process::id()));
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    for (path, why) in [
+        (empty.path(), "it is empty"),
+        (other.path(), "it is no recording"),
+        (folder, "it is a directory"),
+        (pipe.to_str().expect("text"), "it is no regular file"),
+        ("/nowhere/at/all.tcps", "No such file"),
+    ] {
+        for command in [&["trace", "-j", "--from"][..], &["info"]] {
+            let output = tcpstate(&[command, &[path]].concat());
+            let message = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{path}: {message}");
+            assert!(output.stdout.is_empty(), "{path}");
+            assert!(message.contains(path) && message.contains(why), "{message}");
+        }
+    }
+    fs::remove_file(pipe).expect("the pipe");
+}
+
+#[test]
+fn nothing_is_recorded_over() {
+    let there = Temporary::new("there", b"something");
+    for arguments in [
+        &["record", there.path()][..],
+        &["trace", "--record", there.path()],
+        &["record", "--rotate", "1M,2", there.path()],
+    ] {
+        let output = tcpstate(arguments);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.contains("it is there already"), "{message}");
+    }
+    assert_eq!(fs::read(&there.0).expect("the file"), b"something");
+    let output = tcpstate(&["record", "--pid", "1", "x.tcps"]);
+    assert!(text(&output.stderr).contains("when you look at the recording"));
+}
