@@ -617,7 +617,7 @@ fn every_transition_of_ten_thousand_connections_is_accounted_for() {
     assert_eq!(summary["damaged"], 0);
     assert_eq!(
         summary["loss"],
-        json!({"ring_full": 0, "undecodable": 0, "table_full": 0, "unread": 0, "not_found": 0, "missed": 0})
+        json!({"ring_full": 0, "undecodable": 0, "table_full": 0, "unread": 0, "not_found": 0, "missed": 0, "unrecorded": 0})
     );
     assert_all(&printed.transitions(), "pid", &json!(std::process::id()));
 }
