@@ -9,7 +9,7 @@ use crate::{
     peer::{Peer, close, established, listener},
     recording::record,
     support::{Printed, Tool, for_each_observer, sysctl},
-    timewait::{assert_ended, in_the_list, life, now, time_of, wait_until_gone},
+    timewait::{CLOSING, assert_ended, in_the_list, life, now, time_of, wait_until_gone},
     wire::{ACK, FIN, RST, SYN, Segment, Wire},
 };
 
@@ -308,8 +308,8 @@ fn what_ends_fin_wait2_is_told_apart() {
         wait_until_gone(late);
         peer.send(FIN | ACK, b"");
         peer.expect(RST);
-        assert!(in_the_list(finished));
-        assert!(!in_the_list(reset) && !in_the_list(data));
+        assert!(in_the_list(finished, &CLOSING));
+        assert!(!in_the_list(reset, &CLOSING) && !in_the_list(data, &CLOSING));
 
         let (trace, conns) = (trace.stop(), conns.stop());
         for (port, reason, how) in [

@@ -83,7 +83,7 @@ pub(crate) fn assert_ended(printed: &Printed, port: u16, old: &str, reason: &str
 /// Waits until the namespace of this thread has no minisocket on this port.
 pub(crate) fn wait_until_gone(port: u16) {
     let deadline = Instant::now() + Duration::from_secs(90);
-    while in_the_list(port) {
+    while in_the_list(port, &CLOSING) {
         assert!(Instant::now() < deadline, "still there");
         thread::sleep(Duration::from_millis(20));
     }
@@ -91,14 +91,17 @@ pub(crate) fn wait_until_gone(port: u16) {
     thread::sleep(Duration::from_millis(300));
 }
 
-/// Whether the namespace of this thread lists an actively closing socket with this local port, full or mini.
-pub(crate) fn in_the_list(port: u16) -> bool {
+/// The states of actively closing sockets, full or mini, as the kernel numbers them.
+pub(crate) const CLOSING: [&str; 3] = ["04", "05", "06"];
+
+/// Whether the namespace of this thread lists a socket with this local port in one of these states.
+pub(crate) fn in_the_list(port: u16, states: &[&str]) -> bool {
     let list = fs::read_to_string("/proc/thread-self/net/tcp").expect("the list of sockets");
     let local = format!(":{port:04X}");
     list.lines().any(|line| {
         let words: Vec<_> = line.split_ascii_whitespace().collect();
         words.get(1).is_some_and(|end| end.ends_with(&local))
-            && matches!(words.get(3), Some(&"04" | &"05" | &"06"))
+            && words.get(3).is_some_and(|state| states.contains(state))
     })
 }
 
@@ -127,14 +130,14 @@ fn has_ss() -> bool {
 /// Destroys the actively closing sockets with this local port, as an administrator does, and says whether that worked: old
 /// kernels do not destroy minisockets (`tcp_abort`).
 fn destroy(port: u16) -> bool {
-    let was_there = in_the_list(port);
+    let was_there = in_the_list(port, &CLOSING);
     let filter = format!("sport = :{port}");
     let wanted = ["state", "time-wait", "state", "fin-wait-2"];
     let mut ss = Command::new("ss");
     ss.args(["-K", "-tn"]).args(wanted).arg(&filter);
     let ended = start(ss.stdout(Stdio::null())).wait();
     assert!(ended.expect("ss (iproute2) runs").success());
-    was_there && !in_the_list(port)
+    was_there && !in_the_list(port, &CLOSING)
 }
 
 pub(crate) fn now() -> f64 {
@@ -169,7 +172,7 @@ fn expiry_agrees_with_the_namespaces_own_list() {
         let mut last_seen = now();
         loop {
             let looked = now();
-            if !in_the_list(client_port) {
+            if !in_the_list(client_port, &CLOSING) {
                 break;
             }
             last_seen = looked;
