@@ -11,6 +11,8 @@ use std::{
     thread,
 };
 
+use nix::sys::signal::{SigHandler, Signal, signal};
+
 use crate::support::{Tool, mount, own_mounts, own_netns, skipped, start, tracefs};
 
 const NOBODY: u32 = 65_534;
@@ -323,9 +325,12 @@ fn a_lost_terminal_ends_with_a_summary() {
         return;
     }
     own_netns();
+    // Who runs the tests with nohup(1) has it ignored, and so would the tool.
+    // SAFETY: no handler is put in place.
+    unsafe { signal(Signal::SIGHUP, SigHandler::SigDfl) }.expect("the default");
     let tool = Tool::trace(&[]);
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).is_err());
-    tool.signal(nix::sys::signal::Signal::SIGHUP);
+    tool.signal(Signal::SIGHUP);
     let printed = tool.wait();
     assert_eq!(printed.status.code(), Some(0));
     assert_eq!(printed.summary()["shown"], 2);
