@@ -208,6 +208,9 @@ pub fn missing() -> Vec<String> {
     if !command::exists("xz") {
         missing.push("xz (install the package xz-utils)".to_owned());
     }
+    if !command::exists("x86_64-linux-musl-gcc") {
+        missing.push("x86_64-linux-musl-gcc (install the package musl-tools)".to_owned());
+    }
     missing.extend(image::missing_tools());
     if !image::can_build() {
         missing.push(format!(
