@@ -207,7 +207,9 @@ fn expiry_agrees_with_the_namespaces_own_list() {
             (60.0..=first_missed - began + 0.1).contains(&seconds),
             "{seconds}"
         );
-        assert_eq!(end["bound"], "exact");
+        // If the acknowledgement came before the FIN, timers do not tell how often TIME_WAIT was started.
+        let silent = observer == "timer" && end["bound"] == "at_least";
+        assert!(silent || end["bound"] == "exact", "{end}");
         assert_eq!(end["pid"], std::process::id());
     });
 }
