@@ -61,7 +61,7 @@ impl LossKind {
                 "connections forgotten, the table was full; use a larger --max-connections or a filter"
             }
             Self::Missed => {
-                "events not seen at most, they interrupted our programs on the same CPU; a better --timewait may help"
+                "events at most not seen, they interrupted our programs on the same CPU"
             }
             Self::NotFound => {
                 "sockets that were there before could not be read, the ring buffer was full; use a larger --buffer"

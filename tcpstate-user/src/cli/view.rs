@@ -1,4 +1,6 @@
-//! Everything right of the ring buffer, and what was lost before it.
+//! Everything right of the ring buffer.
+
+mod losses;
 
 use std::io;
 
@@ -14,13 +16,13 @@ use crate::{
     analysis::{Connections, Report, Reports},
     event::{Event, SocketEvent, TimeWaitEvent, TimeWaitStep, TransitionEvent},
     filter::{Filter, Gate, Unattributed},
-    kernel::{Counters, Owners, TimeWaitHook},
+    kernel::{Owners, TimeWaitHook},
     lifecycle::{Counts, Found, Lifecycle, Round, Transition},
-    loss::{Loss, LossKind, LossTotals},
-    message::say,
-    recording::{Header, Holder, Mark, Step, Tape},
-    sink::{OtherProtocols, Sink, Summary},
+    recording::{Header, Holder, Step, Tape},
+    sink::{Sink, Summary},
 };
+
+pub use losses::Losses;
 
 /// How long a record may take from its time to where we can read it: that much later all CPUs have written theirs.
 const DELAY: u64 = 50_000_000;
@@ -572,107 +574,4 @@ fn reports(periodic: Periodic, header: &Header, limit: usize) -> Reports {
         .every
         .map(|every| u64::try_from(every.as_nanos()).unwrap_or(u64::MAX));
     Reports::new(tally, header.hooks(), header.begins, every)
-}
-
-/// Counts what was lost, and says so while it happens.
-pub struct Losses {
-    /// So far.
-    pub totals: LossTotals,
-    /// Transitions of protocols that were not asked for.
-    pub other_protocols: OtherProtocols,
-    checked: u64,
-    /// Records that are not in the recording, of what is shown.
-    unrecorded: u64,
-}
-
-impl Losses {
-    /// Nothing was lost before `start`.
-    pub fn new(start: u64) -> Self {
-        Self {
-            totals: LossTotals::default(),
-            other_protocols: OtherProtocols::default(),
-            checked: start,
-            unrecorded: 0,
-        }
-    }
-
-    /// Sockets that could not be sent when the list was read.
-    pub const fn not_found(&self) -> u64 {
-        self.totals.get(LossKind::NotFound)
-    }
-
-    /// What was lost before does not concern this run.
-    pub const fn forget(&mut self, mark: &Mark) {
-        self.totals.advance(LossKind::RingFull, mark.lost);
-        self.totals.advance(LossKind::NotFound, mark.not_found);
-        self.totals.advance(LossKind::Unrecorded, mark.unrecorded);
-    }
-
-    /// Looks at all counters; what was lost until `now` is known after that.
-    pub fn check(&mut self, counters: &Counters, view: &mut View, now: u64) -> io::Result<()> {
-        view.on_tape(&Step::Losses {
-            now,
-            counters: *counters,
-            unread: view.unread,
-        });
-        self.say_unrecorded(view);
-        self.other_protocols = counters.other_protocols;
-        self.not_recorded(view, now)?;
-        // A second look at what had been seen is none at what had not.
-        let taken = counters.second_looks.saturating_sub(view.repeated);
-        let missed = counters.missed + counters.passed_over.saturating_sub(taken);
-        let seen = [
-            (LossKind::RingFull, counters.lost),
-            (LossKind::Undecodable, view.undecodable),
-            (LossKind::TableFull, view.forgotten()),
-            (LossKind::Unread, view.unread),
-            (LossKind::NotFound, counters.not_found),
-            (LossKind::Missed, missed),
-        ];
-        for (kind, total) in seen {
-            self.note(kind, total, view, now)?;
-        }
-        self.checked = now;
-        Ok(())
-    }
-
-    /// Looks at what found no place in a recording; what was lost until `now` is known after that.
-    pub fn not_recorded(&mut self, view: &mut View, now: u64) -> io::Result<()> {
-        self.note(LossKind::Unrecorded, view.unrecorded, view, now)
-    }
-
-    fn note(&mut self, kind: LossKind, total: u64, view: &mut View, now: u64) -> io::Result<()> {
-        let count = self.totals.advance(kind, total);
-        if count == 0 {
-            return Ok(());
-        }
-        if kind != LossKind::NotFound {
-            view.lifecycle.events_lost(now);
-            if let Some(reports) = &mut view.reports {
-                reports.lost(count, now);
-            }
-        }
-        say(format_args!("LOST {count}: {}", kind.advice()));
-        view.sink.loss(&Loss {
-            kind,
-            count,
-            from: self.checked,
-            to: now,
-        })
-    }
-
-    /// What is not recorded is no loss to who looks at the same time.
-    fn say_unrecorded(&mut self, view: &mut View) {
-        let total = view.tape.as_ref().map_or(0, Tape::unrecorded);
-        if view.idle {
-            view.unrecorded = total;
-        } else if total > self.unrecorded {
-            let count = total - self.unrecorded;
-            say(format_args!(
-                "LOST {count}: {}",
-                LossKind::Unrecorded.advice()
-            ));
-        }
-        self.unrecorded = total;
-    }
 }

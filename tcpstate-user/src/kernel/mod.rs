@@ -12,6 +12,7 @@ mod observer;
 mod owners;
 pub mod plan;
 pub mod probe;
+mod refusal;
 mod tracer;
 
 pub use capability::{drop_privileges, keep_files};
@@ -22,6 +23,7 @@ pub use netns::find as find_netns;
 pub use observer::{TimeWaitHook, TimeWaitRequest};
 pub use owners::Owners;
 pub use plan::{Attached, Hook, Missing, Plan, Request};
+pub use refusal::{Attempt, Refused};
 pub use tracer::{Counters, Tracer};
 
 /// Whether process ids mean the same to us as to the kernel.

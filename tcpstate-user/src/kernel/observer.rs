@@ -8,10 +8,7 @@ use aya::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    existing,
-    plan::{self, Plan},
-};
+use super::{existing, plan::Plan, refusal::reason};
 
 /// A way of observing the life of TIME_WAIT minisockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,11 +205,11 @@ impl TimeWaitHook {
     ) -> Result<(), String> {
         for (name, place) in self.programs(plan) {
             load(ebpf, name, place, kernel_types)
-                .map_err(|error| format!("{place}: {}", plan::reason(&error)))?;
+                .map_err(|error| format!("{place}: {}", reason(&error)))?;
         }
         if self == Self::Poll {
             existing::load(ebpf, kernel_types)
-                .map_err(|error| format!("iterator over sockets: {}", plan::reason(&error)))?;
+                .map_err(|error| format!("iterator over sockets: {}", reason(&error)))?;
         }
         Ok(())
     }
@@ -220,8 +217,7 @@ impl TimeWaitHook {
     /// Attaches its programs.
     pub(super) fn attach(self, ebpf: &mut Ebpf, plan: &Plan) -> Result<(), String> {
         for (name, place) in self.programs(plan) {
-            attach(ebpf, name, place)
-                .map_err(|error| format!("{place}: {}", plan::reason(&error)))?;
+            attach(ebpf, name, place).map_err(|error| format!("{place}: {}", reason(&error)))?;
         }
         Ok(())
     }

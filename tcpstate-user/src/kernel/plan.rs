@@ -1,16 +1,14 @@
 //! Which hook this kernel allows, found out by asking it, best first.
 
 use std::{
-    fmt, fs,
+    fs,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader,
-    maps::MapType,
+    Btf, Ebpf, EbpfLoader,
     programs::{BtfTracePoint, ProgramError, TracePoint},
-    sys::is_map_supported,
 };
 use serde::{Deserialize, Serialize};
 use tcpstate_common::{
@@ -19,8 +17,9 @@ use tcpstate_common::{
 };
 
 use super::{
-    btf, capability, existing, format,
+    btf, existing, format,
     observer::{self, TimeWaitHook, TimeWaitRequest},
+    refusal::{Attempt, Refused, maps_reason, reason},
 };
 use crate::{clock, lifecycle::Callers};
 
@@ -141,15 +140,6 @@ impl Plan {
     }
 }
 
-/// How trying a hook went.
-#[derive(Debug)]
-pub struct Attempt {
-    /// The hook.
-    pub hook: Hook,
-    /// Whether it was loaded and attached, or why not.
-    pub outcome: Result<(), String>,
-}
-
 /// Hooks in place: dropping it removes them.
 #[derive(Debug)]
 pub struct Attached {
@@ -179,76 +169,6 @@ impl Attached {
             existing,
             start: clock::monotonic_now(),
         }
-    }
-}
-
-/// No hook can be used.
-#[derive(Debug)]
-pub struct Refused {
-    attempts: Vec<Attempt>,
-    timewait: TimeWaitRequest,
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let missing = capability::missing();
-        let lockdown = capability::lockdown().filter(|state| capability::forbids_reading(state));
-        if let Some(lockdown) = &lockdown {
-            write!(
-                out,
-                "this kernel is locked down ({lockdown}): programs may not read its memory, so no hook for TCP state \
-                 transitions can be used; start it with another lockdown= or none"
-            )?;
-        } else if let (true, TimeWaitRequest::Only(observer)) = (missing.is_empty(), self.timewait)
-        {
-            let why = self
-                .attempts
-                .iter()
-                .find_map(|attempt| attempt.outcome.as_ref().err());
-            return write!(
-                out,
-                "--timewait {} does not work here: {}; --timewait auto takes what does",
-                observer.word(),
-                why.map_or("unknown", String::as_str)
-            );
-        } else if missing.is_empty() {
-            write!(
-                out,
-                "this kernel lets us use no hook for TCP state transitions"
-            )?;
-        } else {
-            write!(
-                out,
-                "not permitted to load eBPF programs: {} missing; run as root (sudo), or give the binary the \
-                 capabilities: setcap cap_bpf,cap_perfmon=ep",
-                missing.join(" and "),
-            )?;
-        }
-        for Attempt { hook, outcome } in &self.attempts {
-            if let Err(why) = outcome {
-                write!(out, "\n  {}: {why}", hook.label())?;
-            }
-        }
-        if missing.is_empty() && lockdown.is_none() {
-            write!(
-                out,
-                "\nLinux 5.8 or later is needed; `tcpstate probe` shows what this one has"
-            )?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Refused {}
-
-impl Refused {
-    /// Why the last hook that was tried cannot be used.
-    #[must_use]
-    pub fn into_reason(self) -> Option<String> {
-        self.attempts
-            .into_iter()
-            .filter_map(|attempt| attempt.outcome.err())
-            .next_back()
     }
 }
 
@@ -545,72 +465,4 @@ fn attach_classic(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
     let program: &mut TracePoint = observer::program(ebpf, "classic")?;
     program.load()?;
     program.attach("sock", TRACEPOINT).map(|_| ())
-}
-
-fn maps_reason(error: &EbpfError) -> String {
-    if !is_map_supported(MapType::RingBuf).unwrap_or(true) {
-        return "this kernel has no BPF ring buffer (Linux 5.8)".to_owned();
-    }
-    let why = chain(error);
-    if why.contains("Operation not permitted") {
-        return format!(
-            "{why} (before Linux 5.11 maps count as locked memory: raise `ulimit -l`, or use a smaller --buffer)"
-        );
-    }
-    why
-}
-
-/// The reason in one line; of the verifier's log only its last words.
-pub(super) fn reason(error: &ProgramError) -> String {
-    match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
-            let log = verifier_log.to_string();
-            let last = log
-                .lines()
-                .rev()
-                .find(|line| !line.trim().is_empty() && !is_statistics(line));
-            match last {
-                Some(line) => format!("the kernel refused the program: {io_error}: {line}"),
-                None => format!("the kernel refused the program: {io_error}"),
-            }
-        }
-        other => {
-            let why = chain(other);
-            if why.contains("event_source/devices/kprobe") {
-                "this kernel has no kprobes (CONFIG_KPROBES, CONFIG_KPROBE_EVENTS)".to_owned()
-            } else {
-                why
-            }
-        }
-    }
-}
-
-/// What the verifier adds after its last words (`print_verification_stats` in kernel/bpf/verifier.c).
-fn is_statistics(line: &str) -> bool {
-    const BEGINNINGS: [&str; 4] = [
-        "processed ",
-        "insns processed ",
-        "stack depth ",
-        "verification time ",
-    ];
-    BEGINNINGS
-        .iter()
-        .any(|beginning| line.starts_with(beginning))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = error.source();
-    }
-    text
 }

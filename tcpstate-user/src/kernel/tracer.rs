@@ -36,12 +36,22 @@ pub struct Counters {
     pub passed_over: u64,
     /// Transitions that our second program took instead.
     pub second_looks: u64,
-    /// What the kernel did not run our other programs for: at most so many events were ours.
-    pub missed: u64,
+    /// What the kernel did not run the observer of minisockets for.
+    pub unobserved: u64,
     /// Sockets that were there before, and found the ring buffer full.
     pub not_found: u64,
     /// Transitions of protocols that were not asked for.
     pub other_protocols: OtherProtocols,
+}
+
+impl Counters {
+    /// How many events nobody saw, at most: the kernel's counts are of all network namespaces, and of every timer. `repeated`
+    /// is how often the second program took what the first had seen.
+    #[must_use]
+    pub const fn missed(&self, repeated: u64) -> u64 {
+        let taken = self.second_looks.saturating_sub(repeated);
+        self.unobserved + self.passed_over.saturating_sub(taken)
+    }
 }
 
 /// Messages of the kernel side, to standard error.
@@ -153,7 +163,7 @@ impl Tracer {
         Ok(Counters {
             passed_over: *first,
             second_looks: sum(Counter::SecondLook)?,
-            missed: others.iter().sum(),
+            unobserved: others.iter().sum(),
             lost: sum(Counter::LostTransition)? + sum(Counter::LostTimeWait)?,
             not_found: sum(Counter::LostSocket)?,
             other_protocols: OtherProtocols {

@@ -250,13 +250,14 @@ impl Lifecycle {
     /// one for, and may be wrong about that.
     #[must_use]
     pub fn is_repeated(&self, event: &TransitionEvent) -> bool {
+        if !event.second_look || event.old == event.new {
+            return false;
+        }
         let id = event
             .cookie
             .or_else(|| self.identities.current(event.socket));
-        let known = id.and_then(|id| self.connections.get(&id));
-        event.second_look
-            && event.old != event.new
-            && known.map_or(event.new == TcpState::Close, |connection| {
+        id.and_then(|id| self.connections.get(&id))
+            .map_or(event.new == TcpState::Close, |connection| {
                 connection.state == event.new
             })
     }

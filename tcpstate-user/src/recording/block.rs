@@ -42,6 +42,8 @@ pub struct Mark {
     pub lost: u64,
     /// Sockets not found by then for the same reason.
     pub not_found: u64,
+    /// Events that nobody saw by then, at most ([`crate::kernel::Counters::missed`]).
+    pub missed: u64,
     /// Records not recorded by then.
     pub unrecorded: u64,
 }
@@ -61,6 +63,7 @@ struct Head {
     now: U64,
     lost: U64,
     not_found: U64,
+    missed: U64,
     unrecorded: U64,
     /// Of the bytes that follow.
     body: U32,
@@ -72,7 +75,7 @@ const HEAD: usize = size_of::<Head>();
 const PLAIN: u8 = 0;
 const ZSTD: u8 = 1;
 
-const _: () = assert!(HEAD == 72);
+const _: () = assert!(HEAD == 80);
 
 /// A block that was read, and found whole.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +135,7 @@ impl Packer {
             now: mark.now.into(),
             lost: mark.lost.into(),
             not_found: mark.not_found.into(),
+            missed: mark.missed.into(),
             unrecorded: mark.unrecorded.into(),
             body: crc32fast::hash(body).into(),
             check: U32::ZERO,
@@ -248,6 +252,7 @@ impl Unpacker {
                 now: head.now.get(),
                 lost: head.lost.get(),
                 not_found: head.not_found.get(),
+                missed: head.missed.get(),
                 unrecorded: head.unrecorded.get(),
             },
         }))

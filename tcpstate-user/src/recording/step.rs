@@ -86,7 +86,7 @@ impl Step<'_> {
                     counters.not_found,
                     counters.passed_over,
                     counters.second_looks,
-                    counters.missed,
+                    counters.unobserved,
                     others.mptcp,
                     others.sctp,
                     others.other,
@@ -175,7 +175,7 @@ impl<'a> Steps<'a> {
                     not_found: self.number()?,
                     passed_over: self.number()?,
                     second_looks: self.number()?,
-                    missed: self.number()?,
+                    unobserved: self.number()?,
                     other_protocols: OtherProtocols {
                         mptcp: self.number()?,
                         sctp: self.number()?,
@@ -291,7 +291,7 @@ mod tests {
                     not_found: 2,
                     passed_over: 8,
                     second_looks: 9,
-                    missed: 10,
+                    unobserved: 10,
                     other_protocols: OtherProtocols {
                         mptcp: 3,
                         sctp: 4,

@@ -125,6 +125,7 @@ impl Tape {
                 self.known.now = *now;
                 self.known.lost = counters.lost;
                 self.known.not_found = counters.not_found;
+                self.known.missed = counters.missed(0);
             }
             Step::Cgroup(id, path) => self.names.push((*id, (*path).to_owned())),
             _ => {}

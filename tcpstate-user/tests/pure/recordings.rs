@@ -19,7 +19,7 @@ use tcpstate_user::{
 /// Where the times of the recordings in `tests/fixtures/records` begin.
 const START: u64 = 1_000_000_000;
 const PREAMBLE: usize = 24;
-const HEAD: usize = 72;
+const HEAD: usize = 80;
 
 fn header(callers: Callers, tick: u64) -> Header {
     Header {
@@ -50,7 +50,7 @@ fn losses(now: u64) -> Step<'static> {
             not_found: 0,
             passed_over: 0,
             second_looks: 0,
-            missed: 0,
+            unobserved: 0,
             other_protocols: OtherProtocols::default(),
         },
         unread: 0,
@@ -185,7 +185,7 @@ fn block(kind: u8, packing: u8, length: u32, body: &[u8]) -> Vec<u8> {
     head.extend([kind, packing, 0, 0]);
     head.extend(u32::try_from(body.len()).expect("small").to_le_bytes());
     head.extend(length.to_le_bytes());
-    head.extend([0; 48]);
+    head.extend([0; 56]);
     head.extend(crc32fast::hash(body).to_le_bytes());
     head.extend(crc32fast::hash(&head).to_le_bytes());
     assert_eq!(head.len(), HEAD);

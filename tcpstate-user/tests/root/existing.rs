@@ -85,10 +85,15 @@ fn what_was_there_is_known_with_its_process() {
     );
     assert_eq!(client[0]["bound"], "at_least");
     assert!(seconds(&client[0]["seconds"]) <= looked.elapsed().as_secs_f64() + 5.0);
-    // The task that closes is named by the kernel; what a packet causes, by the search.
+    // The task that closes is named by the kernel; what a packet causes, by the search. The peer's acknowledgement may be
+    // so quick that close() itself still finds it in the backlog.
     assert_eq!(client[0]["via"], "close");
     assert_eq!(steps(&client[1..2]), ["fin_wait1->fin_wait2"]);
-    assert_eq!(client[1]["via"], "scan");
+    assert!(
+        ["scan", "close"].contains(&client[1]["via"].as_str().unwrap_or_default()),
+        "{}",
+        client[1]
+    );
     for line in &client[..2] {
         assert_eq!(line["pid"], pid, "{line}");
         assert_eq!(line["damaged"], false);
