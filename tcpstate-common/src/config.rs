@@ -103,6 +103,12 @@ pub struct Config {
     pub task_helper: u32,
     /// 1 if minisockets are born in `inet_twsk_hashdance_schedule` (Linux 6.10 and later), else 0.
     pub hashdance: u32,
+    /// Number of bind() in this machine's table of system calls.
+    pub bind: u32,
+    /// Numbers of accept() and accept4().
+    pub accept: [u32; 2],
+    /// Always zero.
+    pub padding: u32,
 }
 
 impl Config {
@@ -119,6 +125,9 @@ impl Config {
             cookie_helper: 0,
             task_helper: 0,
             hashdance: 0,
+            bind: 0,
+            accept: [0; 2],
+            padding: 0,
         }
     }
 }

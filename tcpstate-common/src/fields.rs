@@ -92,6 +92,7 @@ const EXISTING: &str = "sockets that were there before";
 const SCAN: &str = "the processes of sockets that were there before";
 const NETNS_GONE: &str =
     "that a TIME_WAIT ends with its network namespace, with fentry and kprobes on some kernels";
+const CALLS: &str = "who accepts, and bind() that fails (--syscalls)";
 const LISTENER: &str = "a passive connection has no owner before its process uses it";
 
 fields! {
@@ -138,6 +139,16 @@ fields! {
         tw_timer:       "inet_timewait_sock", "tw_timer.function", 8, Need::Optional(TIMEWAIT);
         tw_substate:    "inet_timewait_sock", "tw_substate", 1, Need::Optional(TIMEWAIT);
         task_flags:     "task_struct", "flags", 4, Need::Optional("kernel threads are not told from processes");
+        task_files:     "task_struct", "files", 8, Need::Optional(CALLS);
+        task_status:    "task_struct", "thread_info.status", 4, Need::Optional(CALLS);
+        files_table:    "files_struct", "fdt", 8, Need::Optional(CALLS);
+        table_size:     "fdtable", "max_fds", 4, Need::Optional(CALLS);
+        table_files:    "fdtable", "fd", 8, Need::Optional(CALLS);
+        file_socket:    "file", "private_data", 8, Need::Optional(CALLS);
+        socket_sock:    "socket", "sk", 8, Need::Optional(CALLS);
+        call_number:    "pt_regs", "orig_ax", 8, Need::Optional(CALLS);
+        call_fd:        "pt_regs", "di", 8, Need::Optional(CALLS);
+        call_address:   "pt_regs", "si", 8, Need::Optional(CALLS);
         task_leader:    "task_struct", "group_leader", 8, Need::Optional(PROCESS_NAME);
         task_comm:      "task_struct", "comm", 16, Need::Optional(PROCESS_NAME);
     }

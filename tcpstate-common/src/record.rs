@@ -35,10 +35,12 @@ pub enum RecordKind {
     Socket = 11,
     /// A [`TimeWaitRecord`]: a minisocket that was found.
     TimeWaitFound = 12,
+    /// A [`CallRecord`]: what a system call brought that no state tells.
+    Call = 14,
 }
 
 impl RecordKind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Transition,
         Self::TimeWaitArmed,
         Self::TimeWaitCancelled,
@@ -52,6 +54,7 @@ impl RecordKind {
         Self::Socket,
         Self::TimeWaitFound,
         Self::TimeWaitFreed,
+        Self::Call,
     ];
 
     /// The kind with this number, if there is one.
@@ -247,6 +250,54 @@ pub struct SocketRecord {
     pub padding2: u32,
 }
 
+/// What a [`CallRecord`] tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Call {
+    /// bind() found the address in use (`EADDRINUSE`).
+    Bind = 1,
+    /// accept() or accept4() gave a socket to the task.
+    Accept = 2,
+}
+
+/// A system call has ended, and the task in it has what no state transition tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct CallRecord {
+    /// [`RecordKind::Call`].
+    pub kind: u8,
+    /// A [`Call`].
+    pub call: u8,
+    /// `AF_INET` or `AF_INET6`, of the address that was asked for; 0 if it could not be read, and with [`Call::Accept`].
+    pub family: u16,
+    /// Protocol number.
+    pub protocol: u16,
+    /// The port that was asked for, in host byte order; 0 for any.
+    pub port: u16,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
+    /// Socket cookie; zero if nobody has asked for it yet.
+    pub cookie: u64,
+    /// Address of the `struct sock`.
+    pub socket: u64,
+    /// Cookie of the network namespace.
+    pub netns_cookie: u64,
+    /// Id of the task's cgroup.
+    pub cgroup: u64,
+    /// The address that was asked for, in network byte order.
+    pub addr: [u8; 16],
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// Process id (thread group).
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Always zero.
+    pub padding: u32,
+    /// Name of the process.
+    pub comm: [u8; 16],
+}
+
 /// Counters kept per CPU in the kernel, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -265,17 +316,20 @@ pub enum Counter {
     LostSocket = 5,
     /// Transitions that the first program was not run for, because it was at another one on that CPU: sent by the second.
     SecondLook = 6,
+    /// Records of system calls that found the ring buffer full: lost.
+    LostCall = 7,
 }
 
 impl Counter {
     /// How many counters there are.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
 }
 
 const _: () = {
     assert!(size_of::<TransitionRecord>() == 160);
     assert!(size_of::<TimeWaitRecord>() == 168);
     assert!(size_of::<SocketRecord>() == 128);
+    assert!(size_of::<CallRecord>() == 96);
     assert!(align_of::<TransitionRecord>() == 8 && align_of::<TimeWaitRecord>() == 8);
     assert!(size_of::<TransitionRecord>().is_multiple_of(8));
 };

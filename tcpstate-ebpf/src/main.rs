@@ -23,6 +23,7 @@
     reason = "the attributes of aya-ebpf pass the context by value"
 )]
 
+mod call;
 mod classic;
 mod constants;
 mod existing;

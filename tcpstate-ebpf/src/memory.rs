@@ -82,6 +82,9 @@ macro_rules! read {
     }};
 }
 
+// Behind the macros, which it uses.
+pub(crate) mod call;
+
 pub(crate) fn ipv4_mapped(address: u32) -> Address {
     [0, u64::from(MAPPED) | (u64::from(address) << 32)]
 }
@@ -384,8 +387,8 @@ impl Timer {
     }
 }
 
-/// The address of a `struct inet_timewait_sock`, which begins like a `struct sock`. It may have been found by
-/// stepping back from a member, or in a register, so the verifier does not know its type.
+/// The address of a `struct inet_timewait_sock`, which begins like a `struct sock`, or of a full socket. It may have been
+/// found by stepping back from a member, or in a register, so the verifier does not know its type.
 #[derive(Clone, Copy)]
 pub(crate) struct Minisocket(u64);
 
@@ -410,6 +413,16 @@ impl Minisocket {
     fn timer(self) -> u64 {
         let function = self.0 + u64::from(constant!(OFFSETS.tw_timer));
         function - u64::from(constant!(OFFSETS.timer_function))
+    }
+
+    /// `sk_protocol`, which only a full socket has; 0 if it is none of IP.
+    #[inline(always)]
+    pub(crate) fn protocol(self) -> u16 {
+        const AF_INET: u16 = 2;
+        match read!(self.0, family as u16) {
+            AF_INET | AF_INET6 => read!(self.0, protocol as u16),
+            _ => 0,
+        }
     }
 
     /// When its timer is due, in ticks.

@@ -4,7 +4,7 @@
 //! kernel as far as it can be ([`Filter::for_kernel`]). An active open has no local port at its first event, a passive
 //! one no remote end: such a transition is held back until the next one of that connection tells ([`Gate`]).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use indexmap::IndexMap;
 use ipnet::IpNet;
@@ -149,6 +149,28 @@ impl Filter {
     #[must_use]
     pub fn wants_socket(&self, event: &SocketEvent) -> bool {
         self.wants_ends(event.protocol, &event.local, &event.remote)
+    }
+
+    /// Whether bind() with this address is wanted; `None` if it is not known.
+    #[must_use]
+    pub fn wants_bind(&self, protocol: Protocol, asked: Option<Endpoint>) -> bool {
+        let nobody = |local: Endpoint| Endpoint {
+            addr: match local.addr {
+                IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            },
+            port: 0,
+        };
+        match asked {
+            Some(local) => self.wants_ends(protocol, &local, &nobody(local)),
+            None => {
+                self.protocol(protocol)
+                    && self.ip_version.is_none()
+                    && self.networks.is_empty()
+                    && self.local_ports.is_empty()
+                    && self.remote_ports.is_empty()
+            }
+        }
     }
 
     /// Whether a connection is wanted whose protocol and both ends are known.

@@ -284,6 +284,13 @@ impl Connections {
         self.open.insert(found.connection, Connection::found(found));
     }
 
+    /// A connection was accepted: it belongs to this process now.
+    pub fn accepted(&mut self, connection: u64, process: Process) {
+        if let Some(connection) = self.open.get_mut(&connection) {
+            connection.owner = Some(process);
+        }
+    }
+
     fn make_room(&mut self, id: u64) {
         if self.open.len() >= self.limit && !self.open.contains_key(&id) {
             self.open.swap_remove_index(0);

@@ -92,6 +92,11 @@ impl<A: Interval> Groups<A> {
         }
     }
 
+    /// What a group has in common; `None` if it is one of those that were too many.
+    pub fn key(&self, place: Place) -> Option<Key> {
+        self.slots.get(place.0 as usize).map(|slot| slot.key)
+    }
+
     /// The sum of a group.
     pub fn sum(&mut self, place: Place) -> &mut A {
         match self.slots.get_mut(place.0 as usize) {

@@ -18,7 +18,7 @@ use super::{
     table::{Cell, Column, Shown},
 };
 use crate::{
-    event::{Comm, Endpoint, Process},
+    event::{CallEvent, Comm, Endpoint, Process},
     lifecycle::{Found, Transition},
 };
 
@@ -49,6 +49,8 @@ pub enum Dimension {
     State,
     /// What local ports are picked for: source, destination and its port. No view is told apart by it.
     Ports,
+    /// The local address and port that bind() was asked for. No view is told apart by it.
+    Asked,
 }
 
 impl Dimension {
@@ -83,6 +85,7 @@ impl Dimension {
             Self::Cidr => "cidr",
             Self::State => "state",
             Self::Ports => "ports",
+            Self::Asked => "asked",
         }
     }
 
@@ -114,6 +117,13 @@ impl Dimension {
             Column::key("source", "FROM"),
             Column::key("destination", "TO"),
         ];
+        const ASKED: &[Column] = &[
+            Column::key("netns", "NETNS"),
+            Column::key("netns_cookie", "NETNS COOKIE").shown(Shown::Machine),
+            Column::key("address", "ADDRESS"),
+            Column::key("port", "PORT").shown(Shown::Machine),
+            Column::key("port_or_any", "PORT").shown(Shown::Text),
+        ];
         const STATE: &[Column] = &[Column::key("state", "STATE")];
         match self {
             Self::Process => PROCESS,
@@ -128,6 +138,7 @@ impl Dimension {
             Self::Cidr => CIDR,
             Self::State => STATE,
             Self::Ports => PORTS,
+            Self::Asked => ASKED,
         }
     }
 }
@@ -196,7 +207,28 @@ pub struct Subject {
     pub state: TcpState,
 }
 
+impl Key {
+    /// The address is not known.
+    pub(super) const fn without_local(mut self) -> Self {
+        self.local = None;
+        self
+    }
+}
+
 impl Subject {
+    /// What is known of a call of bind() on a socket.
+    pub(super) const fn of_bind(event: &CallEvent, asked: Endpoint) -> Self {
+        Self {
+            netns: event.netns,
+            netns_cookie: event.netns_cookie,
+            cgroup: event.cgroup,
+            uid: None,
+            local: asked,
+            remote: asked,
+            state: TcpState::Close,
+        }
+    }
+
     /// What is known after a transition.
     #[must_use]
     pub const fn of(transition: &Transition) -> Self {
@@ -331,6 +363,10 @@ impl By {
                         ..subject.remote
                     });
                 }
+                Dimension::Asked => {
+                    (key.netns, key.netns_cookie) = (subject.netns, subject.netns_cookie);
+                    key.local = Some(subject.local);
+                }
                 Dimension::Cidr => key.network = self.network(subject.remote.addr),
                 Dimension::State => key.state = Some(subject.state),
                 Dimension::Ports => {
@@ -344,6 +380,18 @@ impl By {
             }
         }
         key
+    }
+
+    /// The group of a connection that this process holds now; it was in this one.
+    pub(super) fn held_by(&self, key: Option<Key>, process: &Process) -> Option<Key> {
+        let mut key = key?;
+        if self.has(Dimension::Pid) || self.has(Dimension::Process) {
+            key.comm = Some(process.comm);
+        }
+        if self.has(Dimension::Pid) {
+            key.pid = Some(process.pid);
+        }
+        Some(key)
     }
 
     fn network(&self, addr: IpAddr) -> Option<IpNet> {
@@ -405,6 +453,16 @@ fn cells_of(dimension: Dimension, key: &Key, cgroup: Option<&Arc<str>>, cells: &
             Cell::known(key.netns_cookie, Cell::Id),
             Cell::known(key.local, Cell::Endpoint),
             Cell::known(key.remote, Cell::Endpoint),
+        ]),
+        Dimension::Asked => cells.extend([
+            id(key.netns),
+            Cell::known(key.netns_cookie, Cell::Id),
+            Cell::known(key.local, |local| Cell::Name(local.addr.to_string().into())),
+            Cell::known(key.local, |local| Cell::Id(local.port.into())),
+            Cell::known(key.local, |local| match local.port {
+                0 => Cell::Word("any"),
+                port => Cell::Id(port.into()),
+            }),
         ]),
         Dimension::State => cells.push(Cell::known(key.state, |state| Cell::Term {
             label: state.label(),

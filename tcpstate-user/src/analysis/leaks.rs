@@ -235,6 +235,12 @@ impl Tally for Leaks {
         );
     }
 
+    fn accepted(&mut self, connection: u64, process: Process) {
+        if let Some(stay) = self.open.get(connection) {
+            stay.process = Some(process);
+        }
+    }
+
     fn all_found(&mut self) {
         self.seeded = true;
     }

@@ -3,6 +3,7 @@
 mod closers;
 mod connection;
 mod container;
+mod failures;
 mod group;
 mod hist;
 mod histogram;

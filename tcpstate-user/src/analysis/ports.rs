@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     By, Opened, Row, RowKind,
+    failures::Failures,
     group::{Groups, Interval, Place},
     key::{Dimension, Subject},
     listeners::Listeners,
@@ -31,11 +32,9 @@ const WINDOW: u64 = 10_000_000_000;
 pub(super) struct Ports {
     settings: FxHashMap<u32, LocalPorts>,
     by: By,
-    failed_by: By,
     columns: Vec<Column>,
-    failed_columns: Vec<Column>,
     uses: Groups<Use>,
-    failed: Groups<Failed>,
+    failed: Failures,
     top: usize,
 }
 
@@ -88,9 +87,6 @@ struct Outlook {
     many: bool,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Failed(u64);
-
 const COLUMNS: [Column; 8] = [
     Column::number("used", "USED"),
     Column::number("minisockets", "MINI"),
@@ -102,7 +98,7 @@ const COLUMNS: [Column; 8] = [
     Column::number("failed", "FAILED"),
 ];
 const REUSE: Column = Column::number("reuse", "REUSE").shown(Shown::Machine);
-const FAILED: [Column; 1] = [Column::number("failed", "CONNECT() WITHOUT A PORT")];
+const FAILED: Column = Column::number("failed", "CONNECT() WITHOUT A PORT");
 
 impl Ports {
     /// With the settings of the network namespaces that are known, by inode number.
@@ -110,17 +106,13 @@ impl Ports {
         /// More destinations than anybody reads.
         const GROUPS: usize = 65_536;
         let by = By::new(&[Dimension::Ports], (24, 64));
-        let failed_by = By::new(&[Dimension::Pid, Dimension::Ports], (24, 64));
         let columns = by.columns().into_iter().chain(COLUMNS).chain([REUSE]);
-        let failed_columns = failed_by.columns().into_iter().chain(FAILED);
         Self {
             settings,
             columns: columns.collect(),
-            failed_columns: failed_columns.collect(),
             by,
-            failed_by,
             uses: Groups::new(GROUPS),
-            failed: Groups::new(GROUPS),
+            failed: Failures::new("failed_connects", Dimension::Ports, FAILED),
             top,
         }
     }
@@ -190,9 +182,7 @@ impl Ports {
     pub(super) fn fails(&mut self, subject: &Subject, process: Option<&Process>) {
         let place = self.place(subject);
         self.uses.sum(place).failed += 1;
-        let key = self.failed_by.key_of(subject, Opened::Active, process);
-        let place = self.failed.place(key, None);
-        self.failed.sum(place).0 += 1;
+        self.failed.add(self.failed.key(subject, process));
     }
 
     fn place(&mut self, subject: &Subject) -> Place {
@@ -206,7 +196,13 @@ impl Ports {
     }
 
     /// What the interval has brought: ports in use, and failed connects if there were any.
-    pub(super) fn sections(&mut self, from: u64, to: u64, listeners: &Listeners) -> Vec<Section> {
+    pub(super) fn sections(
+        &mut self,
+        from: u64,
+        to: u64,
+        listeners: &Listeners,
+        binds: Option<&mut Failures>,
+    ) -> Vec<Section> {
         let interval = to.saturating_sub(from);
         // What ended in between is gone from the range at once.
         let mut limits: FxHashMap<u64, Option<u64>> = FxHashMap::default();
@@ -255,13 +251,14 @@ impl Ports {
             first.is_some_and(|(first, _)| first[..2] != key[..2])
         });
         let shown = if many { Shown::Always } else { Shown::Wide };
-        let failed = self.failed.end(&self.failed_by);
-        let section = |name, columns: &[Column], rows: Vec<Row>, notes| {
-            let columns = columns.iter().map(|column| match column.name {
-                "netns" => column.shown(shown),
-                _ => *column,
-            });
-            let table = Table {
+        let columns = self.columns.iter().map(|column| match column.name {
+            "netns" => column.shown(shown),
+            _ => *column,
+        });
+        let rows: Vec<Row> = order.rows(&self.columns, &[], groups, Use::cells);
+        let ports = Section {
+            name: "ports",
+            table: Table {
                 columns: columns.collect(),
                 // Ports of different destinations do not add up to anything.
                 rows: rows
@@ -270,20 +267,11 @@ impl Ports {
                     .collect(),
                 notes,
                 more: Vec::new(),
-            };
-            Section { name, table }
+            },
         };
-        let rows = order.rows(&self.columns, &[], groups, Use::cells);
-        let ports = section("ports", &self.columns, rows, notes);
-        let order = Order {
-            column: "failed",
-            ..order
-        };
-        let rows = order.rows(&self.failed_columns, &[], failed, |failed: &Failed| {
-            vec![Cell::Count(failed.0)]
-        });
-        let failed = section("failed_connects", &self.failed_columns, rows, Vec::new());
-        vec![ports, failed]
+        let failed = std::iter::once(&mut self.failed).chain(binds);
+        let failed = failed.map(|failed| failed.section(self.top, shown));
+        std::iter::once(ports).chain(failed).collect()
     }
 }
 
@@ -435,18 +423,5 @@ impl Interval for Use {
         let ended = self.clone();
         self.failed = 0;
         (ended.used + ended.failed > 0).then_some(ended)
-    }
-}
-
-impl Sum for Failed {
-    fn add(&mut self, other: &Self) {
-        self.0 += other.0;
-    }
-}
-
-impl Interval for Failed {
-    fn end(&mut self) -> Option<Self> {
-        let ended = std::mem::take(self);
-        (ended.0 > 0).then_some(ended)
     }
 }

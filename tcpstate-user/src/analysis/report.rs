@@ -4,7 +4,10 @@
 //! the same records give the same reports, live or not. A transition counts in the interval in which it was understood.
 
 use super::table::{RowKind, Table};
-use crate::lifecycle::{Found, Lifecycle, Transition};
+use crate::{
+    event::{CallEvent, Process},
+    lifecycle::{Found, Lifecycle, Transition},
+};
 
 /// A periodic view: takes transitions, and has a table to show whenever an interval ends.
 pub trait Tally {
@@ -19,6 +22,12 @@ pub trait Tally {
 
     /// All connections that were there before have been found.
     fn all_found(&mut self) {}
+
+    /// A connection that is to be counted was accepted: it belongs to this process now.
+    fn accepted(&mut self, _connection: u64, _process: Process) {}
+
+    /// bind() found the address in use.
+    fn bind_failed(&mut self, _event: &CallEvent) {}
 
     /// Something was lost, none of it later than `at`.
     fn lost(&mut self, _at: u64) {}
@@ -131,6 +140,16 @@ impl Reports {
     /// All connections that were there before have been found.
     pub fn all_found(&mut self) {
         self.tally.all_found();
+    }
+
+    /// A connection was accepted: it belongs to this process now.
+    pub fn accepted(&mut self, connection: u64, process: Process) {
+        self.tally.accepted(connection, process);
+    }
+
+    /// bind() found the address in use.
+    pub fn bind_failed(&mut self, event: &CallEvent) {
+        self.tally.bind_failed(event);
     }
 
     /// So much was lost, none of it later than `at`.

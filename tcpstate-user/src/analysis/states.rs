@@ -160,13 +160,18 @@ impl States {
                 .options
                 .by
                 .key_of(subject, life.opened, life.process.as_ref());
-            let place = self.groups.place(key, cgroup);
-            self.groups.hold(place);
-            life.place = Some(place);
-            self.groups.sum(place).add_one(&life);
+            life.place = Some(self.groups.place(key, cgroup));
+            self.count(&life);
         }
         let gone = self.open.insert(id, life);
         self.leave(gone);
+    }
+
+    fn count(&mut self, life: &Life) {
+        if let Some(place) = life.place {
+            self.groups.hold(place);
+            self.groups.sum(place).add_one(life);
+        }
     }
 
     /// A socket is no longer where it was counted.
@@ -257,6 +262,20 @@ impl Tally for States {
         };
         let subject = Subject::of_found(found);
         self.enter(found.connection, life, &subject, found.cgroup.as_ref());
+    }
+
+    fn accepted(&mut self, connection: u64, process: Process) {
+        let Some(mut life) = self.open.remove(connection) else {
+            return;
+        };
+        life.process = Some(process);
+        if let Some(place) = life.place {
+            let moved = self.options.by.held_by(self.groups.key(place), &process);
+            self.leave(Some(life));
+            life.place = moved.map(|key| self.groups.place(key, None)).or(life.place);
+            self.count(&life);
+        }
+        self.open.insert(connection, life);
     }
 
     fn all_found(&mut self) {

@@ -1,12 +1,16 @@
 //! TIME_WAITs: how many there are, begin and end, why, how long they really took; and the local ports they hold.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use rustc_hash::FxHashMap;
 use tcpstate_common::state::TcpState;
 
 use super::{
     By, Opened,
+    failures::Failures,
     group::{Groups, Interval, Place},
     histogram::Histogram,
     key::{Dimension, Subject},
@@ -18,7 +22,7 @@ use super::{
     table::{Cell, Column, Order, Shown, Sum, Table},
 };
 use crate::{
-    event::Process,
+    event::{CallEvent, CallStep, Endpoint, Process},
     lifecycle::{Bound, Found, Phase, Reason, Transition},
 };
 
@@ -31,6 +35,8 @@ pub struct WaitsOptions {
     pub order: Order,
     /// Whether minisockets are observed: else nothing is known but the ports of full sockets.
     pub timewait: bool,
+    /// Whether system calls are watched: else bind() that fails is not seen.
+    pub calls: bool,
     /// What connect() may pick from, by inode number of the network namespace, as far as known.
     pub ports: FxHashMap<u32, LocalPorts>,
     /// How many connections to remember.
@@ -48,6 +54,8 @@ pub struct Waits {
     open: Memory<Life>,
     listeners: Listeners,
     ports: Ports,
+    /// bind() that found its address in use, if that is watched.
+    binds: Option<Failures>,
     /// The sockets that were there before are among them.
     seeded: bool,
     /// Something was lost, so that what there is now is no longer exact.
@@ -152,6 +160,7 @@ impl Waits {
     pub fn new(options: WaitsOptions) -> Self {
         /// A histogram may take 30 kB for each.
         const GROUPS: usize = 4096;
+        const FAILED: Column = Column::number("failed", "BIND() IN USE");
         let mut columns = options.by.columns();
         columns.extend(Self::columns());
         Self {
@@ -160,6 +169,9 @@ impl Waits {
             open: Memory::new(options.limit),
             listeners: Listeners::default(),
             ports: Ports::new(options.ports, options.order.top),
+            binds: options
+                .calls
+                .then(|| Failures::new("failed_binds", Dimension::Asked, FAILED)),
             seeded: false,
             lost: false,
             by: options.by,
@@ -352,6 +364,23 @@ impl Tally for Waits {
         self.keep(found.connection, life, found.time);
     }
 
+    fn bind_failed(&mut self, event: &CallEvent) {
+        const UNKNOWN: Endpoint = Endpoint {
+            addr: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            port: 0,
+        };
+        let (Some(binds), CallStep::BindFailed(asked)) = (&mut self.binds, event.step) else {
+            return;
+        };
+        let subject = Subject::of_bind(event, asked.unwrap_or(UNKNOWN));
+        let key = binds.key(&subject, Some(&event.process));
+        binds.add(if asked.is_some() {
+            key
+        } else {
+            key.without_local()
+        });
+    }
+
     fn all_found(&mut self) {
         self.seeded = true;
     }
@@ -387,7 +416,9 @@ impl Tally for Waits {
             columns: self.columns.clone(),
             rows,
             notes,
-            more: self.ports.sections(from, to, &self.listeners),
+            more: self
+                .ports
+                .sections(from, to, &self.listeners, self.binds.as_mut()),
         }
     }
 

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     event::{Comm, Protocol},
     filter::{Filter, IpVersion, Netns},
-    kernel::{self, Cgroups, Hook, TimeWaitHook, TimeWaitRequest},
+    kernel::{self, CallRequest, Cgroups, Hook, TimeWaitHook, TimeWaitRequest},
 };
 
 /// Trace every TCP state transition of this machine, and measure what others leave out.
@@ -60,7 +60,7 @@ After NEW stands why: the socket's error (ECONNRESET: a RST came), or why TIME_W
 minisocket took over in FIN_WAIT2, waiting for the peer's FIN.
 PID and COMM are shown only when the kernel told us: this transition happened in that process's own system call on
 this very socket, or an earlier one did, or its listener's. VIA (-w, -j, -s) says which: connect, listen, close,
-shutdown, syscall (another one), listener; or scan: the process held a socket that was there before.
+shutdown, syscall (another one), listener, accept (with --syscalls); or scan: the process held a socket that was there before.
 
 Exit code: 0 something was shown, or ended by Ctrl-C; 1 nothing matched; 2 an error.
 
@@ -161,6 +161,35 @@ pub struct KernelArgs {
     /// How to observe the life of TIME_WAIT
     #[arg(long, value_enum, default_value_t = TimeWaitChoice::Auto)]
     pub timewait: TimeWaitChoice,
+
+    /// Whether to look at the end of every system call of this machine too: then who accepts a connection is its owner, and
+    /// `timewait` counts bind() that fails
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_value = "auto",
+        default_missing_value = "on")]
+    pub syscalls: SyscallsChoice,
+}
+
+/// Whether to look at system calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SyscallsChoice {
+    /// Where it is shown and works: in `timewait`
+    Auto,
+    /// Always: some 20 ns for each system call of the machine
+    On,
+    /// Never
+    Off,
+}
+
+impl SyscallsChoice {
+    /// What that asks of the kernel; `shown` says whether the view tells of them.
+    #[must_use]
+    pub const fn request(self, shown: bool) -> CallRequest {
+        match self {
+            Self::On => CallRequest::Must,
+            Self::Auto if shown => CallRequest::May,
+            Self::Auto | Self::Off => CallRequest::Off,
+        }
+    }
 }
 
 /// How to observe the life of TIME_WAIT.

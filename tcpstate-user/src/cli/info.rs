@@ -55,6 +55,8 @@ struct Info {
     part: u32,
     transitions: u64,
     minisockets: u64,
+    /// Of system calls: accepts, and binds that failed.
+    calls: u64,
     found: u64,
     undecodable: u64,
     netns: BTreeSet<u32>,
@@ -157,6 +159,10 @@ impl Info {
                     }
                     Ok(Event::Socket(event)) => {
                         self.found += 1;
+                        event.netns
+                    }
+                    Ok(Event::Call(event)) => {
+                        self.calls += 1;
                         event.netns
                     }
                     Err(_) => {

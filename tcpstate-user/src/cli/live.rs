@@ -52,6 +52,7 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
     let request = Request {
         hook: args.kernel.hook.only(),
         timewait: args.kernel.timewait.request(),
+        calls: args.kernel.syscalls.request(shape.tells_calls()),
         filter: filter.for_kernel(),
         buffer: args.kernel.buffer,
         existing: !args.kernel.skip_existing,

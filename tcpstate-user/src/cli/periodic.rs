@@ -154,7 +154,7 @@ pub fn closers(args: &ClosersArgs) -> Result<Outcome> {
             conditions.limit,
         ))
     };
-    run(&args.live, &args.period, tally)
+    run(&args.live, &args.period, false, tally)
 }
 
 /// Runs `tcpstate hist`.
@@ -192,12 +192,13 @@ pub fn hist(args: &HistArgs) -> Result<Outcome> {
             ..options
         }))
     };
-    run(&args.live, &args.period, tally)
+    run(&args.live, &args.period, false, tally)
 }
 
 pub(super) fn run(
     live: &LiveArgs,
     period: &PeriodArgs,
+    calls: bool,
     tally: impl FnOnce(&Conditions) -> Box<dyn Tally> + 'static,
 ) -> Result<Outcome> {
     let reports = match (period.interval, period.reports, live.count) {
@@ -211,6 +212,7 @@ pub(super) fn run(
     };
     let periodic = Periodic {
         tally: Box::new(tally),
+        calls,
         every: period.interval,
         reports,
     };

@@ -95,6 +95,15 @@ fn text(report: &Report) -> String {
             None => line(format_args!("    sees everything")),
         }
     }
+    line(format_args!("system calls (--syscalls):"));
+    let calls = &report.system_calls;
+    let works = if calls.works { "works" } else { "no" };
+    line(format_args!("  sys_exit            {works}"));
+    if let Some(reason) = &calls.reason {
+        line(format_args!("    because {reason}"));
+    }
+    line(format_args!("    costs {}", calls.costs));
+    line(format_args!("    shows {}", calls.loses));
     line(format_args!("lost on this kernel with the hooks used:"));
     if report.chosen.is_none() {
         line(format_args!("  everything: no hook works"));

@@ -26,6 +26,8 @@ pub type MakeTally = Box<dyn FnOnce(&Conditions) -> Box<dyn Tally>>;
 pub struct Periodic {
     /// Makes it.
     pub tally: MakeTally,
+    /// Whether it tells of system calls.
+    pub calls: bool,
     /// How long an interval is.
     pub every: Option<Duration>,
     /// After how many reports to end.
@@ -37,11 +39,18 @@ pub struct Periodic {
 pub struct Conditions {
     /// The life of TIME_WAIT is observed.
     pub timewait: bool,
+    /// System calls are watched.
+    pub calls: bool,
     /// How many connections may be remembered.
     pub limit: usize,
 }
 
 impl Shape {
+    /// Whether system calls that failed are told of.
+    pub const fn tells_calls(&self) -> bool {
+        matches!(self, Self::Reports(Periodic { calls: true, .. }))
+    }
+
     /// What the rows of the output are.
     pub const fn rows(&self) -> Rows {
         match self {

@@ -30,8 +30,9 @@ set in that network namespace at the start), FREE, change a second, and when the
 will be NONE if it goes on like that; TIME_WAITs that end meanwhile are thought of.
 FAILED: connect() that found no port (EADDRNOTAVAIL), and whose. That is known without
 a hook of its own: the socket enters SYN_SENT and leaves it, still without a port.
-bind() that fails is not seen, since no state changes. Connections that were there
-at the start count if no listener has their local port.
+Connections that were there at the start count if no listener has their local port.
+And bind() that found its address in use (EADDRINUSE), and whose; PORT `any`: it asked
+for any port of that address, and there was none (--syscalls=off does without).
 
 Exit code: 0 something was counted, or ended by Ctrl-C; 1 nothing; 2 an error.
 
@@ -82,11 +83,12 @@ pub fn timewait(args: &WaitsArgs) -> Result<Outcome> {
             by,
             order,
             timewait: conditions.timewait,
+            calls: conditions.calls,
             ports,
             limit: conditions.limit,
         }))
     };
-    run(&args.live, &args.period, tally)
+    run(&args.live, &args.period, true, tally)
 }
 
 fn waits_dimension(text: &str) -> Result<Dimension, String> {

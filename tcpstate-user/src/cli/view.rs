@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     analysis::{Connections, Report, Reports},
-    event::{Event, SocketEvent, TimeWaitEvent, TimeWaitStep, TransitionEvent},
+    event::{
+        CallEvent, CallStep, Event, Process, SocketEvent, TimeWaitEvent, TimeWaitStep,
+        TransitionEvent,
+    },
     filter::{Filter, Gate, Unattributed},
     kernel::{Owners, TimeWaitHook},
     lifecycle::{Counts, Found, Lifecycle, Round, Transition},
@@ -225,6 +228,11 @@ impl View {
                 }
                 self.understand(|lifecycle, out| lifecycle.event(Event::TimeWait(event), out))
             }
+            Event::Call(event) => {
+                self.events += 1;
+                self.call(&event);
+                Ok(())
+            }
         }
     }
 
@@ -241,6 +249,10 @@ impl View {
             }
             Event::TimeWait(event) if event.step == TimeWaitStep::Found => self.passed += 1,
             Event::TimeWait(_) => self.events += 1,
+            Event::Call(event) => {
+                self.events += 1;
+                self.name_cgroup(event.cgroup);
+            }
         }
     }
 
@@ -352,6 +364,39 @@ impl View {
             }
         }
         Ok(())
+    }
+
+    fn call(&mut self, event: &CallEvent) {
+        self.name_cgroup(event.cgroup);
+        let asked = match event.step {
+            CallStep::Accepted => {
+                if let Some(connection) = self.lifecycle.accepted(event) {
+                    self.accepted(connection, event.process);
+                }
+                return;
+            }
+            CallStep::BindFailed(asked) => asked,
+        };
+        let Some(reports) = &mut self.reports else {
+            return;
+        };
+        let cgroup = self.lifecycle.cgroup(event.cgroup);
+        let wanted = self
+            .filter
+            .wants_owner(Some(event.process), cgroup.as_deref());
+        self.unattributed += u64::from(wanted.is_err());
+        if wanted.unwrap_or(false) && self.filter.wants_bind(event.protocol, asked) {
+            reports.bind_failed(event);
+        }
+    }
+
+    fn accepted(&mut self, connection: u64, process: Process) {
+        if let Some(reports) = &mut self.reports {
+            reports.accepted(connection, process);
+        }
+        if let Some(connections) = &mut self.connections {
+            connections.accepted(connection, process);
+        }
     }
 
     /// It is now this late, and everything before has been read.
@@ -569,7 +614,11 @@ impl View {
 
 fn reports(periodic: Periodic, header: &Header, limit: usize) -> Reports {
     let timewait = header.timewait.is_some();
-    let tally = (periodic.tally)(&Conditions { timewait, limit });
+    let tally = (periodic.tally)(&Conditions {
+        timewait,
+        calls: header.calls,
+        limit,
+    });
     let every = periodic
         .every
         .map(|every| u64::try_from(every.as_nanos()).unwrap_or(u64::MAX));

@@ -50,6 +50,7 @@ impl Window {
             Event::Transition(event) => event.netns,
             Event::TimeWait(event) => event.netns,
             Event::Socket(event) => event.netns,
+            Event::Call(event) => event.netns,
         };
         event.time() > self.until || self.netns.is_some() && self.netns != netns
     }

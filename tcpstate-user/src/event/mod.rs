@@ -1,5 +1,6 @@
 //! What the kernel side sent, decoded and checked: nothing in a record is trusted as it comes.
 
+mod call;
 mod socket;
 mod timewait;
 
@@ -10,11 +11,12 @@ use std::{
 
 use bytes::Buf;
 use tcpstate_common::{
-    record::{RecordKind, SocketRecord, TimeWaitRecord, TransitionRecord, flags},
+    record::{CallRecord, RecordKind, SocketRecord, TimeWaitRecord, TransitionRecord, flags},
     state::TcpState,
 };
 use zerocopy::FromBytes;
 
+pub use call::{CallEvent, CallStep};
 pub use socket::SocketEvent;
 pub use timewait::{TimeWaitEvent, TimeWaitStep};
 
@@ -27,6 +29,8 @@ pub enum Event {
     TimeWait(TimeWaitEvent),
     /// A full socket that was there before.
     Socket(SocketEvent),
+    /// A system call has ended.
+    Call(CallEvent),
 }
 
 /// Why a record could not be decoded.
@@ -49,6 +53,9 @@ pub enum DecodeError {
     /// A number that is no TCP state.
     #[error("no TCP state has the number {0}")]
     UnknownState(u8),
+    /// A number that is none of the system calls we are told of.
+    #[error("unknown system call: {0}")]
+    UnknownCall(u8),
     /// A number that is neither `AF_INET` nor `AF_INET6`.
     #[error("unknown address family {0}")]
     UnknownFamily(u16),
@@ -128,6 +135,8 @@ pub enum Via {
     Connect,
     /// It called listen().
     Listen,
+    /// It called accept().
+    Accept,
     /// It called close(), or ended.
     Close,
     /// It called shutdown().
@@ -147,6 +156,7 @@ impl Via {
         match self {
             Self::Connect => "connect",
             Self::Listen => "listen",
+            Self::Accept => "accept",
             Self::Close => "close",
             Self::Shutdown => "shutdown",
             Self::Syscall => "syscall",
@@ -325,6 +335,10 @@ impl Event {
                 let record: SocketRecord = read(bytes)?;
                 SocketEvent::from_record(&record).map(Self::Socket)
             }
+            RecordKind::Call => {
+                let record: CallRecord = read(bytes)?;
+                CallEvent::from_record(&record).map(Self::Call)
+            }
         }
     }
 
@@ -335,6 +349,7 @@ impl Event {
             Self::Transition(event) => event.time,
             Self::TimeWait(event) => event.time,
             Self::Socket(event) => event.time,
+            Self::Call(event) => event.time,
         }
     }
 }

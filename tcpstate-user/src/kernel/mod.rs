@@ -1,7 +1,8 @@
 //! The running kernel: what it allows, the hooks in it, and the names it has for things. The only user of aya.
 
 pub mod btf;
-pub(crate) mod capability;
+mod call;
+pub mod capability;
 mod cgroup;
 mod existing;
 mod format;
@@ -15,6 +16,7 @@ pub mod probe;
 mod refusal;
 mod tracer;
 
+pub use call::CallRequest;
 pub use capability::{drop_privileges, keep_files};
 pub use cgroup::Cgroups;
 pub use existing::{List, Progress, Reader};
@@ -22,7 +24,7 @@ pub use local_ports::local_ports;
 pub use netns::find as find_netns;
 pub use observer::{TimeWaitHook, TimeWaitRequest};
 pub use owners::Owners;
-pub use plan::{Attached, Hook, Missing, Plan, Request};
+pub use plan::{Attached, Hook, Missing, Plan, Request, hook_names};
 pub use refusal::{Attempt, Refused};
 pub use tracer::{Counters, Tracer};
 

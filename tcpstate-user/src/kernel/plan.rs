@@ -17,7 +17,9 @@ use tcpstate_common::{
 };
 
 use super::{
-    btf, existing, format,
+    btf,
+    call::{self, CallRequest},
+    existing, format,
     observer::{self, TimeWaitHook, TimeWaitRequest},
     refusal::{Attempt, Refused, maps_reason, reason},
 };
@@ -75,6 +77,8 @@ pub struct Request {
     pub hook: Option<Hook>,
     /// How minisockets are to be observed.
     pub timewait: TimeWaitRequest,
+    /// Whether system calls are to be watched.
+    pub calls: CallRequest,
     /// What the kernel side decides.
     pub filter: KernelFilter,
     /// Bytes of the ring buffer: a power of two, at least a page.
@@ -101,6 +105,8 @@ pub struct Plan {
     pub timewait: Option<TimeWaitHook>,
     /// Better ways of observing them that do not work here, and why.
     pub refused: Vec<(TimeWaitHook, String)>,
+    /// Whether system calls are watched.
+    pub calls: bool,
     /// Where the functions are that make and end minisockets.
     pub callers: Callers,
     /// What will not be known.
@@ -129,15 +135,24 @@ impl Plan {
             .timewait
             .into_iter()
             .flat_map(|observer| observer.program_names(self));
-        std::iter::once(hook).chain(observer).collect()
+        let calls = self.calls.then_some(call::PROGRAM);
+        std::iter::once(hook).chain(observer).chain(calls).collect()
     }
 
     /// The names of the hooks in use.
     #[must_use]
     pub fn hooks(&self) -> Vec<&'static str> {
-        let timewait = self.timewait.map(TimeWaitHook::label);
-        std::iter::once(self.hook.label()).chain(timewait).collect()
+        hook_names(self.hook, self.timewait, self.calls)
     }
+}
+
+/// The names of hooks for people.
+#[must_use]
+pub fn hook_names(hook: Hook, timewait: Option<TimeWaitHook>, calls: bool) -> Vec<&'static str> {
+    std::iter::once(hook.label())
+        .chain(timewait.map(TimeWaitHook::label))
+        .chain(calls.then_some(call::LABEL))
+        .collect()
 }
 
 /// Hooks in place: dropping it removes them.
@@ -177,8 +192,10 @@ impl Attached {
 /// # Errors
 /// If none works.
 pub fn attach(request: &Request, attempts: &mut Vec<Attempt>) -> Result<Attached, Refused> {
-    // Minisockets are observed beside the BTF tracepoint only.
-    let best = matches!(request.timewait, TimeWaitRequest::Only(_)).then_some(Hook::BtfTracepoint);
+    // Minisockets and system calls are observed beside the BTF tracepoint only.
+    let more =
+        request.calls == CallRequest::Must || matches!(request.timewait, TimeWaitRequest::Only(_));
+    let best = more.then_some(Hook::BtfTracepoint);
     let only = request.hook.or(best);
     let wanted = |hook: &Hook| only.is_none_or(|only| only == *hook);
     for hook in Hook::ALL.into_iter().filter(wanted) {
@@ -203,6 +220,7 @@ pub fn attach(request: &Request, attempts: &mut Vec<Attempt>) -> Result<Attached
     Err(Refused {
         attempts: std::mem::take(attempts),
         timewait: request.timewait,
+        calls: request.calls == CallRequest::Must,
     })
 }
 
@@ -233,6 +251,7 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
         hook: Hook::BtfTracepoint,
         timewait: None,
         refused: Vec::new(),
+        calls: false,
         callers: Callers::default(),
         missing,
         offsets,
@@ -265,11 +284,27 @@ fn helpers(plan: &Plan, request: &Request, kernel_types: &Btf) -> Result<(bool, 
     Err(refusal)
 }
 
-/// The hooks are in place; loads the iterators over sockets too, or says in the plan why not.
-fn in_place(mut plan: Plan, request: &Request, mut ebpf: Ebpf, kernel_types: &Btf) -> Attached {
+/// The hooks are in place; adds what does not depend on the observer: system calls if they are wanted, and the iterators over
+/// sockets, or says in the plan why not.
+fn in_place(
+    mut plan: Plan,
+    request: &Request,
+    mut ebpf: Ebpf,
+    kernel_types: &Btf,
+) -> Result<Attached, String> {
+    if request.calls != CallRequest::Off {
+        match call::attach(&mut ebpf, &plan, kernel_types) {
+            Ok(()) => plan.calls = true,
+            Err(why) if request.calls == CallRequest::Must => return Err(why),
+            Err(why) => plan.missing.push(Missing {
+                what: format!("program at the end of system calls: {why}"),
+                loses: call::LOSES.to_owned(),
+            }),
+        }
+    }
     if plan.timewait == Some(TimeWaitHook::Poll) {
         // They are loaded already.
-        return Attached::now(plan, ebpf, true);
+        return Ok(Attached::now(plan, ebpf, true));
     }
     let mut existing = request.existing;
     if existing && let Err(error) = existing::load(&mut ebpf, kernel_types) {
@@ -279,7 +314,7 @@ fn in_place(mut plan: Plan, request: &Request, mut ebpf: Ebpf, kernel_types: &Bt
             loses: "sockets that were there before, and their processes".to_owned(),
         });
     }
-    Attached::now(plan, ebpf, existing)
+    Ok(Attached::now(plan, ebpf, existing))
 }
 
 /// Attaches the BTF tracepoint with the best of the observers of minisockets that were asked for.
@@ -306,7 +341,7 @@ fn watch(mut plan: Plan, request: &Request, kernel_types: &Btf) -> Result<Attach
                             .to_owned(),
                     });
                 }
-                return Ok(in_place(plan, request, ebpf, kernel_types));
+                return in_place(plan, request, ebpf, kernel_types);
             }
             Err(why) => plan.refused.push((observer, why)),
         }
@@ -325,7 +360,7 @@ fn watch(mut plan: Plan, request: &Request, kernel_types: &Btf) -> Result<Attach
     let mut ebpf = load_maps(&plan, request, Some(kernel_types))?;
     load_btf(&mut ebpf, kernel_types).map_err(|error| reason(&error))?;
     attach_btf(&mut ebpf).map_err(|error| reason(&error))?;
-    Ok(in_place(plan, request, ebpf, kernel_types))
+    in_place(plan, request, ebpf, kernel_types)
 }
 
 /// Loads and attaches everything; what is handed over depends on the observer.
@@ -377,6 +412,9 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
             observer.word()
         ));
     }
+    if request.calls == CallRequest::Must {
+        return Err("the classic tracepoint shows no system calls".to_owned());
+    }
     if filter.netns != 0 || filter.netns_cookie != 0 {
         return Err("it does not know network namespaces, so --netns cannot be used".to_owned());
     }
@@ -384,6 +422,7 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
         hook: Hook::Tracepoint,
         timewait: None,
         refused: Vec::new(),
+        calls: false,
         callers: Callers::default(),
         missing: Hook::Tracepoint
             .loses()
@@ -410,6 +449,7 @@ fn load_maps(plan: &Plan, request: &Request, kernel_types: Option<&Btf>) -> Resu
         .filter(|observer| observer.asks_the_call_chain())
         .and_then(|_| plan.callers.time_wait())
         .unwrap_or_default();
+    let [bind, accept, accept4] = call::NUMBERS;
     let config = Config {
         filter: request.filter,
         // The other three quarters are for what arrives while the reader wakes up.
@@ -421,6 +461,9 @@ fn load_maps(plan: &Plan, request: &Request, kernel_types: Option<&Btf>) -> Resu
         cookie_helper: plan.cookie_helper.into(),
         task_helper: plan.task_helper.into(),
         hashdance: plan.callers.hashdance().into(),
+        bind,
+        accept: [accept, accept4],
+        padding: 0,
     };
     let mut loader = EbpfLoader::new();
     loader

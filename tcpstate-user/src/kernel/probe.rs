@@ -6,6 +6,7 @@ use serde::Serialize;
 use tcpstate_common::config::KernelFilter;
 
 use super::{
+    call::{self, CallRequest},
     capability,
     observer::{TimeWaitHook, TimeWaitRequest},
     plan::{self, Hook, Missing, Plan, Request},
@@ -28,6 +29,8 @@ pub struct Report {
     pub timewait: Option<TimeWaitHook>,
     /// Every way of observing it that was tried, best first.
     pub timewait_observers: Vec<ObserverReport>,
+    /// Whether system calls can be watched.
+    pub system_calls: CallReport,
     /// What the chosen hook does not let us know.
     pub missing: Vec<Missing>,
 }
@@ -60,13 +63,26 @@ pub struct ObserverReport {
     pub cannot_see: Option<&'static str>,
 }
 
+/// How the hook at the end of system calls fared.
+#[derive(Clone, Debug, Serialize)]
+pub struct CallReport {
+    /// Whether it can be used: it was loaded, attached and removed again.
+    pub works: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// What it costs while it is in use.
+    pub costs: &'static str,
+    /// What is lost without it.
+    pub loses: &'static str,
+}
+
 /// Loads and attaches each hook by itself, and removes it again.
 #[must_use]
 pub fn run() -> Report {
     let mut chosen: Option<Plan> = None;
     let mut hooks = Vec::new();
     for hook in Hook::ALL {
-        let outcome = attach(hook, TimeWaitRequest::Auto);
+        let outcome = attach(hook, TimeWaitRequest::Auto, CallRequest::Off);
         hooks.push(HookReport {
             hook,
             works: outcome.is_ok(),
@@ -79,6 +95,7 @@ pub fn run() -> Report {
         .into_iter()
         .map(|observer| observer_report(observer, chosen.as_ref()))
         .collect();
+    let calls = attach(Hook::BtfTracepoint, TimeWaitRequest::Off, CallRequest::Must);
     Report {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(
             |_| "unknown".to_owned(),
@@ -90,6 +107,12 @@ pub fn run() -> Report {
         chosen: chosen.as_ref().map(|plan| plan.hook),
         timewait: chosen.as_ref().and_then(|plan| plan.timewait),
         timewait_observers,
+        system_calls: CallReport {
+            works: calls.is_ok(),
+            reason: calls.err(),
+            costs: call::COSTS,
+            loses: call::LOSES,
+        },
         missing: chosen.map_or_else(Vec::new, |plan| plan.missing),
     }
 }
@@ -103,7 +126,10 @@ fn observer_report(observer: TimeWaitHook, chosen: Option<&Plan>) -> ObserverRep
     let reason = match refused {
         Some((_, why)) => Some(why.clone()),
         None if chosen.is_some_and(|plan| plan.timewait == Some(observer)) => None,
-        None => attach(Hook::BtfTracepoint, TimeWaitRequest::Only(observer)).err(),
+        None => {
+            let only = TimeWaitRequest::Only(observer);
+            attach(Hook::BtfTracepoint, only, CallRequest::Off).err()
+        }
     };
     ObserverReport {
         observer,
@@ -115,11 +141,12 @@ fn observer_report(observer: TimeWaitHook, chosen: Option<&Plan>) -> ObserverRep
 }
 
 /// Tries it, and removes it again.
-fn attach(hook: Hook, timewait: TimeWaitRequest) -> Result<Plan, String> {
+fn attach(hook: Hook, timewait: TimeWaitRequest, calls: CallRequest) -> Result<Plan, String> {
     const BUFFER: u32 = 1 << 16;
     let request = Request {
         hook: Some(hook),
         timewait,
+        calls,
         filter: KernelFilter::all(6),
         buffer: BUFFER,
         existing: true,

@@ -20,6 +20,8 @@ pub struct Attempt {
 pub struct Refused {
     pub(super) attempts: Vec<Attempt>,
     pub(super) timewait: TimeWaitRequest,
+    /// System calls were to be watched.
+    pub(super) calls: bool,
 }
 
 impl fmt::Display for Refused {
@@ -32,17 +34,19 @@ impl fmt::Display for Refused {
                 "this kernel is locked down ({lockdown}): programs may not read its memory, so no hook for TCP state \
                  transitions can be used; start it with another lockdown= or none"
             )?;
+        } else if missing.is_empty() && self.calls {
+            return write!(
+                out,
+                "--syscalls does not work here: {}; leave it out",
+                self.first_reason()
+            );
         } else if let (true, TimeWaitRequest::Only(observer)) = (missing.is_empty(), self.timewait)
         {
-            let why = self
-                .attempts
-                .iter()
-                .find_map(|attempt| attempt.outcome.as_ref().err());
             return write!(
                 out,
                 "--timewait {} does not work here: {}; --timewait auto takes what does",
                 observer.word(),
-                why.map_or("unknown", String::as_str)
+                self.first_reason()
             );
         } else if missing.is_empty() {
             write!(
@@ -75,6 +79,12 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Refused {
+    fn first_reason(&self) -> &str {
+        let mut attempts = self.attempts.iter();
+        let reason = attempts.find_map(|attempt| attempt.outcome.as_ref().err());
+        reason.map_or("unknown", String::as_str)
+    }
+
     /// Why the last hook that was tried cannot be used.
     #[must_use]
     pub fn into_reason(self) -> Option<String> {

@@ -164,7 +164,9 @@ impl Tracer {
             passed_over: *first,
             second_looks: sum(Counter::SecondLook)?,
             unobserved: others.iter().sum(),
-            lost: sum(Counter::LostTransition)? + sum(Counter::LostTimeWait)?,
+            lost: sum(Counter::LostTransition)?
+                + sum(Counter::LostTimeWait)?
+                + sum(Counter::LostCall)?,
             not_found: sum(Counter::LostSocket)?,
             other_protocols: OtherProtocols {
                 mptcp: sum(Counter::OtherMptcp)?,

@@ -18,7 +18,9 @@ use indexmap::IndexMap;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use tcpstate_common::state::TcpState;
 
-use crate::event::{Event, Process, TimeWaitEvent, TimeWaitStep, TransitionEvent, Via};
+use crate::event::{
+    CallEvent, CallStep, Event, Process, TimeWaitEvent, TimeWaitStep, TransitionEvent, Via,
+};
 use found::Ended;
 use identity::Identities;
 use poll::Poll;
@@ -172,6 +174,12 @@ impl Lifecycle {
         self.cgroups.contains_key(&id)
     }
 
+    /// The path of this cgroup, if it is known.
+    #[must_use]
+    pub fn cgroup(&self, id: Option<u64>) -> Option<Arc<str>> {
+        self.cgroups.get(&id?).cloned()
+    }
+
     /// A cgroup has this path. The names of many cgroups that came and went are forgotten at once.
     pub fn name_cgroup(&mut self, id: u64, path: &str) {
         const LIMIT: usize = 65_536;
@@ -197,6 +205,9 @@ impl Lifecycle {
             Event::TimeWait(event) => self.timewait(event, out),
             Event::Socket(event) => {
                 self.found(&event, None);
+            }
+            Event::Call(event) => {
+                self.accepted(&event);
             }
         }
     }
@@ -349,12 +360,11 @@ impl Lifecycle {
         let Some(context) = &event.context else {
             return before;
         };
-        let used = |process: Process| !matches!(process.via, Via::Listener | Via::Scan);
-        let in_use = !event.is_destroyed() && !before.is_some_and(used);
+        let in_use = !event.is_destroyed() && !before.is_some_and(has_used);
         let owns = match context.via {
             Via::Connect | Via::Listen => true,
             Via::Syscall => in_use,
-            Via::Close | Via::Shutdown | Via::Listener | Via::Scan => false,
+            Via::Close | Via::Shutdown | Via::Accept | Via::Listener | Via::Scan => false,
         };
         if owns {
             Some(Process {
@@ -365,6 +375,23 @@ impl Lifecycle {
         } else {
             before
         }
+    }
+
+    /// A connection belongs to the process that accepted it: says which. `None` if it is not known, or has an owner that has
+    /// used it already.
+    pub fn accepted(&mut self, event: &CallEvent) -> Option<u64> {
+        if event.step != CallStep::Accepted {
+            return None;
+        }
+        let id = event
+            .cookie
+            .or_else(|| self.identities.current(event.socket))?;
+        let connection = self.connections.get_mut(&id)?;
+        if connection.owner.is_some_and(has_used) {
+            return None;
+        }
+        connection.owner = Some(event.process);
+        Some(id)
     }
 
     fn listener_owner(&self, event: &TransitionEvent) -> Option<Process> {
@@ -463,6 +490,11 @@ impl Connection {
             owner,
         }
     }
+}
+
+/// Whether it is an owner by what it did with the socket, not by what it may do.
+const fn has_used(process: Process) -> bool {
+    !matches!(process.via, Via::Listener | Via::Scan)
 }
 
 /// Makes room for one more. Left to itself a full table doubles, and half of it may then be empty for hours.

@@ -15,7 +15,7 @@ use zerocopy::{
 use super::{FORMAT, LAYOUT, ReadError, block};
 use crate::{
     clock,
-    kernel::{Hook, Missing, Plan, TimeWaitHook},
+    kernel::{Hook, Missing, Plan, TimeWaitHook, hook_names},
     lifecycle::Callers,
 };
 
@@ -35,6 +35,8 @@ pub struct Header {
     pub hook: Hook,
     /// How minisockets were observed, if they were.
     pub timewait: Option<TimeWaitHook>,
+    /// Whether system calls were watched.
+    pub calls: bool,
     /// What could not be known.
     pub missing: Vec<Missing>,
     /// The filters that decided what was recorded, as they were given; empty if there were none.
@@ -110,6 +112,7 @@ impl Header {
             host: of_system("hostname"),
             hook: plan.hook,
             timewait: plan.timewait,
+            calls: plan.calls,
             missing: plan.missing.clone(),
             filter,
             start,
@@ -127,8 +130,7 @@ impl Header {
     /// The names of the hooks in use.
     #[must_use]
     pub fn hooks(&self) -> Vec<&'static str> {
-        let timewait = self.timewait.map(TimeWaitHook::label);
-        std::iter::once(self.hook.label()).chain(timewait).collect()
+        hook_names(self.hook, self.timewait, self.calls)
     }
 
     /// Length of a tick of the kernel's timers.

@@ -2,13 +2,16 @@
 
 use proptest::prelude::*;
 use tcpstate_common::{
-    record::{RecordKind, TimeWaitRecord, TransitionRecord, flags},
+    record::{Call, CallRecord, RecordKind, TimeWaitRecord, TransitionRecord, flags},
     state::TcpState,
 };
-use tcpstate_user::event::{DecodeError, Event, Protocol, Via};
+use tcpstate_user::event::{CallStep, DecodeError, Event, Protocol, Via};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use crate::records::{MS, event, owned, record, timer};
+use crate::{
+    records::{MS, event, owned, record, timer},
+    scene::call,
+};
 
 #[test]
 fn every_truncation_is_an_error() {
@@ -49,6 +52,39 @@ fn what_is_no_number_of_ours_is_refused() {
         decode(TransitionRecord { family: 1, ..good }),
         Err(DecodeError::UnknownFamily(1))
     );
+}
+
+#[test]
+fn calls_that_we_do_not_know_are_refused() {
+    let bind = call(Call::Bind, 7, MS, 500, b"server", 443);
+    let decode = |record: CallRecord| Event::decode(record.as_bytes());
+    let Ok(Event::Call(event)) = decode(bind) else {
+        unreachable!("a call was written");
+    };
+    let CallStep::BindFailed(Some(asked)) = event.step else {
+        unreachable!("with its address");
+    };
+    assert_eq!(
+        (asked.addr.to_string(), asked.port),
+        ("10.0.0.1".into(), 443)
+    );
+    let unread = CallRecord { family: 0, ..bind };
+    assert!(
+        matches!(decode(unread), Ok(Event::Call(event)) if event.step == CallStep::BindFailed(None))
+    );
+    assert_eq!(
+        decode(CallRecord { family: 1, ..bind }),
+        Err(DecodeError::UnknownFamily(1))
+    );
+    for unknown in [0, 3, 255] {
+        let record = CallRecord {
+            call: unknown,
+            ..bind
+        };
+        assert_eq!(decode(record), Err(DecodeError::UnknownCall(unknown)));
+    }
+    let accept = call(Call::Accept, 7, MS, 500, b"server", 0);
+    assert!(matches!(decode(accept), Ok(Event::Call(event)) if event.process.via == Via::Accept));
 }
 
 #[test]

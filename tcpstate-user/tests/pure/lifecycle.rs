@@ -2,18 +2,23 @@
 
 use proptest::prelude::*;
 use tcpstate_common::{
-    record::TransitionRecord,
+    record::{Call, TransitionRecord},
     state::TcpState::{
         self, Close, CloseWait, Closing, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv,
         SynSent,
     },
 };
 use tcpstate_user::{
-    event::Via,
+    event::{Event, Via},
     lifecycle::{Bound, Lifecycle, OWN_IDS, Phase, Transition},
 };
 
-use crate::records::{MS, event, owned, record};
+use zerocopy::IntoBytes as _;
+
+use crate::{
+    records::{MS, event, owned, record},
+    scene::call,
+};
 
 const START: u64 = 100 * MS;
 
@@ -252,6 +257,36 @@ fn who_destroys_a_socket_is_not_its_owner() {
     kill.error = libc::ECONNABORTED;
     let line = lifecycle.transition(event(&kill));
     assert_eq!(line.process.map(|process| process.pid), Some(7));
+}
+
+/// What a call says, and whether it changed the owner.
+fn accepts(lifecycle: &mut Lifecycle, cookie: u64, pid: u32) -> Option<u64> {
+    match Event::decode(call(Call::Accept, cookie, START, pid, b"worker", 0).as_bytes()) {
+        Ok(Event::Call(event)) => lifecycle.accepted(&event),
+        other => unreachable!("a call was written: {other:?}"),
+    }
+}
+
+#[test]
+fn who_accepts_is_the_owner_but_for_who_connected() {
+    let mut lifecycle = lifecycle();
+    let listen = owned(record(1, START, Close, Listen), 7, b"master");
+    lifecycle.transition(event(&listen));
+    let child = TransitionRecord {
+        listener_cookie: 1,
+        ..record(2, START + MS, Listen, SynRecv)
+    };
+    lifecycle.transition(event(&child));
+    assert_eq!(accepts(&mut lifecycle, 2, 8), Some(2));
+    let line = lifecycle.transition(event(&record(2, START + 2 * MS, SynRecv, Established)));
+    let owner = line.process.map(|process| (process.pid, process.via));
+    assert_eq!(owner, Some((8, Via::Accept)));
+    // The first who accepted it stays its owner, and nobody accepts what was connected.
+    assert_eq!(accepts(&mut lifecycle, 2, 9), None);
+    let connect = owned(record(3, START, Close, SynSent), 10, b"client");
+    lifecycle.transition(event(&connect));
+    assert_eq!(accepts(&mut lifecycle, 3, 9), None);
+    assert_eq!(accepts(&mut lifecycle, 99, 9), None, "not heard of");
 }
 
 #[test]

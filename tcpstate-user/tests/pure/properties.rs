@@ -142,6 +142,7 @@ fn spoken_of(story: &Story) -> BTreeMap<u64, BTreeSet<TcpState>> {
                     of.insert(Close);
                 }
             }
+            Event::Call(_) => {}
         }
     }
     states

@@ -29,6 +29,7 @@ fn header(callers: Callers, tick: u64) -> Header {
         host: "example".into(),
         hook: Hook::BtfTracepoint,
         timewait: Some(TimeWaitHook::Timer),
+        calls: false,
         missing: Vec::new(),
         filter: String::new(),
         start: START,

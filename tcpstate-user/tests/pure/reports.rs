@@ -18,6 +18,7 @@ use tcpstate_user::{
         By, Cell, Closers, Dimension, Hist, HistOptions, Order, Report, Reports, Row, Scale, Tally,
     },
     clock::Clock,
+    event::Event,
     lifecycle::Lifecycle,
     sink::{Csv, Json, Layout, Rows, Sink, Text},
 };
@@ -69,8 +70,15 @@ impl Run {
             self.reported.push(report);
         }
         let reports = &mut self.reports;
-        self.lifecycle
-            .event(event, |transition| reports.take(&transition, true));
+        if let Event::Call(event) = &event {
+            match self.lifecycle.accepted(event) {
+                Some(connection) => reports.accepted(connection, event.process),
+                None => reports.bind_failed(event),
+            }
+        } else {
+            self.lifecycle
+                .event(event, |transition| reports.take(&transition, true));
+        }
     }
 
     pub fn ends(mut self, now: u64) -> Vec<Report> {

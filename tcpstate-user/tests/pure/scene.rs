@@ -1,7 +1,7 @@
 //! A scene for the periodic views: connections that close in every way.
 
 use tcpstate_common::{
-    record::{RecordKind, TimeWaitRecord, TransitionRecord},
+    record::{Call, CallRecord, RecordKind, TimeWaitRecord, TransitionRecord},
     state::TcpState::{
         self, Close, CloseWait, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv, SynSent,
         TimeWait,
@@ -20,6 +20,7 @@ pub const START: u64 = 1_000_000 * MS;
 pub enum Sent {
     Transition(TransitionRecord),
     Timer(TimeWaitRecord),
+    Call(CallRecord),
 }
 
 impl Sent {
@@ -27,8 +28,32 @@ impl Sent {
         let bytes = match self {
             Self::Transition(record) => record.as_bytes(),
             Self::Timer(record) => record.as_bytes(),
+            Self::Call(record) => record.as_bytes(),
         };
         Event::decode(bytes).expect("a good record")
+    }
+}
+
+/// A process was in this call on the socket of connection `cookie`; bind() asked for 10.0.0.1 and this port.
+pub fn call(call: Call, cookie: u64, time: u64, pid: u32, comm: &[u8], port: u16) -> CallRecord {
+    let of = owned(record(cookie, time, Close, Listen), pid, comm);
+    CallRecord {
+        kind: RecordKind::Call as u8,
+        call: call as u8,
+        family: if call == Call::Bind { 2 } else { 0 },
+        protocol: of.protocol,
+        port,
+        time,
+        cookie,
+        socket: of.socket,
+        netns_cookie: of.netns_cookie,
+        cgroup: of.cgroup,
+        addr: of.laddr,
+        netns: of.netns,
+        pid,
+        tid: of.tid,
+        padding: 0,
+        comm: of.comm,
     }
 }
 

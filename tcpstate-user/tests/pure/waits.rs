@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use rustc_hash::FxHashMap;
 use tcpstate_common::{
-    record::{RecordKind, TimeWaitRecord, TransitionRecord},
+    record::{Call, CallRecord, RecordKind, TimeWaitRecord, TransitionRecord},
     state::TcpState::{
         self, Close, Established, FinWait1, FinWait2, Listen, SynRecv, SynSent, TimeWait,
     },
@@ -15,7 +15,7 @@ use tcpstate_user::analysis::{
 use crate::{
     records::{MS, owned, record, timer},
     reports::{Run, by, count, value},
-    scene::{START, Sent, life, scene},
+    scene::{START, Sent, call, life, scene},
     states::finds,
 };
 
@@ -24,6 +24,7 @@ const NETNS: u32 = 4_026_531_840;
 fn options(by: By, range: &str, reuse: &str) -> WaitsOptions {
     let ports = LocalPorts::parse(range, "", reuse).expect("a range");
     WaitsOptions {
+        calls: true,
         by,
         order: Order {
             column: Waits::SORT,
@@ -46,6 +47,7 @@ pub fn waits_report() -> Report {
         ..expired
     }));
     all.extend(failing(70, 9_500));
+    all.extend(failing_binds(START + 9_600 * MS));
     let mut report = Run::new(waits, None).report(&all);
     report.lost = 2;
     report
@@ -71,6 +73,16 @@ fn failing(cookie: u64, at: u64) -> Vec<Sent> {
             }
         },
     )
+}
+
+/// bind() that finds a port taken, twice that finds none, one of IPv6 whose address could not be read.
+fn failing_binds(at: u64) -> Vec<Sent> {
+    let bind = |port| call(Call::Bind, 80, at, 501, b"ser\x1b[2Jver", port);
+    let unread = CallRecord {
+        family: 0,
+        ..bind(0)
+    };
+    [bind(443), bind(0), bind(0), unread].map(Sent::Call).into()
 }
 
 /// An active close, from connect() to a minisocket in TIME_WAIT.
@@ -247,7 +259,7 @@ fn reuse_makes_a_lower_bound() {
                     laddr: std::net::Ipv4Addr::from(local).to_ipv6_mapped().octets(),
                     ..record
                 }),
-                Sent::Timer(record) => Sent::Timer(record),
+                other => other,
             })
             .collect();
         let report = Run::new(view, None).report(&all);
@@ -363,6 +375,7 @@ proptest! {
             all.extend(life.into_iter().map(|sent| match sent {
                 Sent::Transition(record) => Sent::Transition(TransitionRecord { raddr, ..record }),
                 Sent::Timer(record) => Sent::Timer(TimeWaitRecord { raddr, ..record }),
+                call @ Sent::Call(_) => call,
             }));
         }
         all.sort_by_key(|sent| sent.event().time());

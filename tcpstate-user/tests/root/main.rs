@@ -4,6 +4,7 @@
 #![expect(clippy::expect_used, reason = "a test stops where its set-up fails")]
 #![expect(clippy::panic, reason = "a test stops where its set-up fails")]
 
+mod calls;
 mod churn;
 mod closes;
 mod exhaustion;

@@ -25,7 +25,7 @@ use tcpstate_user::{
     clock,
     event::Event,
     filter::Filter,
-    kernel::{Attached, Request, TimeWaitHook, TimeWaitRequest, Tracer, find_netns},
+    kernel::{Attached, CallRequest, Request, TimeWaitHook, TimeWaitRequest, Tracer, find_netns},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -58,6 +58,7 @@ pub fn record(observer: &str, name: &'static str) -> Option<Recording> {
         ..Filter::default()
     };
     let request = Request {
+        calls: CallRequest::Off,
         hook: None,
         timewait: TimeWaitRequest::Only(TimeWaitHook::Timer),
         filter: filter.for_kernel(),

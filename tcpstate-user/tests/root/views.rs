@@ -27,6 +27,7 @@ pub const NEVER_FIRST: &str = "never-first";
 pub const LEAKS: &str = "leaks";
 const RESETS: &str = "resets";
 const CHILD_CLOSES: &str = "child-closes";
+pub const CHILD_ACCEPTS: &str = "child-accepts";
 /// How long it leaves a connection in CLOSE_WAIT.
 const DELAY: Duration = Duration::from_millis(50);
 
@@ -83,6 +84,9 @@ fn serve_in_a_process_of_its_own() {
     fs::write("/proc/self/comm", &role).expect("a name");
     let listener = reuse_port_listener(port.parse().expect("a port"));
     println!("listening");
+    if role == CHILD_ACCEPTS {
+        child_accepts(&listener);
+    }
     let mut leaked = Vec::new();
     for stream in listener.incoming() {
         let mut stream = stream.expect("a connection");
@@ -138,6 +142,35 @@ fn child_closes(stream: TcpStream) {
             let ended = unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
             assert_eq!(ended, child);
         }
+    }
+}
+
+/// Leaves it to a child to accept, a while after there is something to accept. The child tells its process id, and keeps what
+/// it got until it is killed with its parent.
+fn child_accepts(listener: &TcpListener) -> ! {
+    let descriptor = listener.as_raw_fd();
+    // SAFETY: the child makes system calls only, with memory of its own stack, and never returns.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    loop {
+        if child == 0 {
+            // SAFETY: as above; null asks for no address, the buffer lives through the call.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                let mut waits = libc::pollfd {
+                    fd: descriptor,
+                    events: libc::POLLIN,
+                    revents: 0,
+                };
+                libc::poll(&raw mut waits, 1, -1);
+                libc::usleep(200_000);
+                let accepted = libc::accept(descriptor, std::ptr::null_mut(), std::ptr::null_mut());
+                let pid = libc::getpid().to_be_bytes();
+                libc::write(accepted, pid.as_ptr().cast(), pid.len());
+            }
+        }
+        // SAFETY: it waits for a signal.
+        unsafe { libc::pause() };
     }
 }
 
@@ -200,7 +233,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// How many sockets of the namespace of this thread are in a state, by its number in hexadecimal.
-fn in_state(state: &str) -> usize {
+pub fn in_state(state: &str) -> usize {
     let list = fs::read_to_string("/proc/thread-self/net/tcp").expect("the list of sockets");
     list.lines()
         .filter(|line| line.split_ascii_whitespace().nth(3) == Some(state))
