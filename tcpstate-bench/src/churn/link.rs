@@ -38,9 +38,12 @@ pub struct Place {
     pub listeners: Vec<(OwnedFd, Targets)>,
 }
 
-/// Addresses that go to the servers: the first one, and how many. 127.0.0.0 and 127.255.255.255 would be broadcasts.
-const LOOPBACK: (Ipv4Addr, u32) = (Ipv4Addr::new(127, 1, 0, 0), 254 << 16);
-const VETH: (Ipv4Addr, u32) = (Ipv4Addr::new(10, 64, 0, 0), 1 << 22);
+/// The first of the addresses that go to the servers.
+const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 0);
+const VETH: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 0);
+
+/// How many addresses there are at most, of both.
+pub const MAX_DESTINATIONS: u32 = 1 << 22;
 
 /// The first server's port: below those that clients get.
 const PORT: u16 = 5000;
@@ -59,14 +62,14 @@ const SETTINGS: [(&str, &str); 5] = [
 
 impl Place {
     /// Brings this process into new network namespaces; has to come before any thread.
-    pub fn make(link: Link, servers: u16) -> Result<Self> {
+    pub fn make(link: Link, servers: u16, destinations: u32) -> Result<Self> {
         enter()?;
         let server_netns = inode()?;
         if link == Link::Loopback {
             return Ok(Self {
                 netns: server_netns,
                 server_netns,
-                listeners: listeners(servers, LOOPBACK)?,
+                listeners: listeners(servers, LOOPBACK, destinations)?,
             });
         }
         let theirs = here()?;
@@ -83,7 +86,7 @@ impl Place {
         ip("link set servers up")?;
         ip("route add local 10.64.0.0/10 dev lo")?;
         until_up("servers")?;
-        let listeners = listeners(servers, VETH)?;
+        let listeners = listeners(servers, VETH, destinations)?;
         setns(&ours, CloneFlags::CLONE_NEWNET).context("setns to the clients failed")?;
         ip("route add 10.64.0.0/10 via 10.0.0.2")?;
         until_up("clients")?;
@@ -143,19 +146,31 @@ fn ip(arguments: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn listeners(count: u16, (first, many): (Ipv4Addr, u32)) -> Result<Vec<(OwnedFd, Targets)>> {
+fn listeners(count: u16, first: Ipv4Addr, destinations: u32) -> Result<Vec<(OwnedFd, Targets)>> {
     let listener = |number: u16| {
         let port = PORT + number;
         let listener = listener(port).with_context(|| format!("no listener on port {port}"))?;
         let targets = Targets {
             first: u32::from(first),
-            many,
+            destinations,
             next: 0,
             port,
         };
         Ok((listener, targets))
     };
     (0..count).map(listener).collect()
+}
+
+/// A listener in the network namespace that we are in, and a few addresses of it.
+pub fn local(port: u16) -> Result<(OwnedFd, Targets)> {
+    let listener = listener(port).with_context(|| format!("no listener on port {port}"))?;
+    let targets = Targets {
+        first: u32::from(LOOPBACK),
+        destinations: 256,
+        next: 0,
+        port,
+    };
+    Ok((listener, targets))
 }
 
 fn listener(port: u16) -> nix::Result<OwnedFd> {
@@ -170,17 +185,18 @@ fn listener(port: u16) -> nix::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// Where one client connects to: another address every time, so that no two connections have the same addresses and ports.
+/// Where one client connects to: one address after the other. For each the kernel takes one port after the other
+/// (net/ipv4/inet_hashtables.c, `__inet_hash_connect`), so that no addresses and ports come twice before all ports have been used.
 pub struct Targets {
     first: u32,
-    many: u32,
+    destinations: u32,
     next: u32,
     port: u16,
 }
 
 impl Targets {
     pub fn next(&mut self) -> SockaddrIn {
-        let address = Ipv4Addr::from(self.first + self.next % self.many);
+        let address = Ipv4Addr::from(self.first + self.next % self.destinations);
         self.next = self.next.wrapping_add(1);
         SockaddrIn::from(SocketAddrV4::new(address, self.port))
     }

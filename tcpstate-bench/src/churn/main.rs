@@ -2,11 +2,13 @@
 //! one run does not slow down the next.
 
 mod client;
+mod existing;
 mod link;
 mod server;
 
 use std::{
     collections::BTreeMap,
+    io,
     process::ExitCode,
     sync::{
         Arc, Barrier,
@@ -23,10 +25,12 @@ use nix::sys::{
     resource::{UsageWho, getrusage},
     time::{TimeVal, TimeValLike as _},
 };
+use nix::unistd::alarm;
+use serde_json::json;
 use tcpstate_bench::{Churned, Latency};
 
 use client::Done;
-use link::{Link, Place};
+use link::{Link, MAX_DESTINATIONS, Place};
 
 /// A load of short TCP connections in network namespaces of its own; prints one line of JSON at its end. Needs root.
 ///
@@ -53,6 +57,22 @@ struct Args {
     /// How long to run before
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     warm_up: f64,
+
+    /// How many addresses the clients connect to in turn
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_DESTINATIONS)))]
+    destinations: u32,
+
+    /// Instead of a load, keep this many sockets open (two for a connection), and this many TIME_WAITs; implies --hold
+    #[arg(long, value_name = "SOCKETS,TIME_WAITS", value_parser = existing::Wanted::parse)]
+    existing: Option<existing::Wanted>,
+
+    /// A part of --existing
+    #[arg(long, hide = true, value_parser = existing::pair)]
+    holder: Option<(u32, u32)>,
+
+    /// Keep the network namespaces, with their TIME_WAITs, until standard input ends
+    #[arg(long)]
+    hold: bool,
 }
 
 /// Who closes first, and how.
@@ -83,16 +103,45 @@ const MEASURED: u8 = 1;
 const OVER: u8 = 2;
 
 fn main() -> ExitCode {
-    match run(&Args::parse()).and_then(|churned| Ok(serde_json::to_string(&churned)?)) {
-        Ok(line) => {
-            println!("{line}");
-            ExitCode::SUCCESS
-        }
+    match perform(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("churn: {error:#}");
             ExitCode::from(2)
         }
     }
+}
+
+fn perform(args: &Args) -> Result<()> {
+    if let Some((connections, port)) = args.holder {
+        let port = u16::try_from(port).context("that is no port")?;
+        let _connections = existing::hold(connections, port)?;
+        println!("ready");
+        return hold();
+    }
+    if let Some(wanted) = &args.existing {
+        let place = Place::make(Link::Loopback, 0, args.destinations)?;
+        let existing = existing::make(wanted)?;
+        let line = json!({
+            "netns": place.netns,
+            "sockets": existing.sockets,
+            "time_waits": existing.time_waits,
+        });
+        println!("{line}");
+        return hold();
+    }
+    println!("{}", serde_json::to_string(&run(args)?)?);
+    if args.hold {
+        hold()?;
+    }
+    Ok(())
+}
+
+/// Waits for the end of standard input.
+fn hold() -> Result<()> {
+    alarm::cancel();
+    io::copy(&mut io::stdin(), &mut io::sink()).context("standard input cannot be read")?;
+    Ok(())
 }
 
 fn run(args: &Args) -> Result<Churned> {
@@ -107,12 +156,12 @@ fn run(args: &Args) -> Result<Churned> {
         clippy::cast_sign_loss,
         reason = "at most 1230"
     )]
-    nix::unistd::alarm::set(longest as u32);
+    alarm::set(longest as u32);
     let Place {
         netns,
         server_netns,
         listeners,
-    } = Place::make(args.link, threads)?;
+    } = Place::make(args.link, threads, args.destinations)?;
     let phase = Arc::new(AtomicU8::new(WARM_UP));
     let start = Arc::new(Barrier::new(listeners.len() + 1));
     let mut clients = Vec::new();
