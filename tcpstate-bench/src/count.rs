@@ -10,37 +10,34 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::{child::Running, interrupt, subject::Seen};
+use tcpstate_bench::Mode;
 
-/// Every address that the load connects to begins so, in every tool's output.
-const OURS: &str = "127.1.";
+use crate::{bench::Bench, child::Running, interrupt, subject::Seen};
 
 /// What a connection of the load is, in these units. Both its ends are here.
-pub const fn of_a_connection(seen: Seen) -> u64 {
+pub const fn of_a_connection(seen: Seen, mode: Mode) -> u64 {
     match seen {
-        Seen::Transitions | Seen::Counts | Seen::Recording | Seen::Perf => TRANSITIONS,
+        Seen::Transitions | Seen::Counts | Seen::Recording | Seen::Perf => mode.transitions(),
         Seen::Ends | Seen::Closes | Seen::Established => 2,
-        Seen::Births => 1,
+        Seen::Births => mode.time_waits(),
         Seen::Nothing => 0,
     }
 }
 
-/// Transitions of a connection of the load, of both ends: SYN_SENT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE (or TIME_WAIT), and SYN_RECV,
-/// ESTABLISHED, CLOSE_WAIT, LAST_ACK, CLOSE.
-pub const TRANSITIONS: u64 = 10;
-
 /// Counts. None if the tool does not tell.
-pub fn seen(seen: Seen, output: &Path, tcpstate: &Path) -> Result<Option<u64>> {
+pub fn seen(bench: &Bench, seen: Seen, output: &Path) -> Result<Option<u64>> {
+    let ours = bench.load.link.prefix();
+    let is_transition = |line: &str| is_transition(line, ours);
     let count = match seen {
         Seen::Nothing => return Ok(None),
         Seen::Transitions => lines(output, is_transition)?,
-        Seen::Ends => lines(output, |line| line.contains(OURS))?,
+        Seen::Ends => lines(output, |line| line.contains(ours))?,
         Seen::Closes => report(output, "total", None, "closes")?,
         Seen::Births => report(output, "total", None, "born")?,
         Seen::Established => report(output, "group", Some("established"), "count")?,
         Seen::Counts => counts(output)?,
         Seen::Recording => {
-            let mut replay = Command::new(tcpstate);
+            let mut replay = Command::new(&bench.tcpstate);
             let told = output.with_extension("told");
             replay.args(["trace", "-j", "--from"]).arg(output);
             tell(&mut replay, &told)?;
@@ -57,11 +54,19 @@ pub fn seen(seen: Seen, output: &Path, tcpstate: &Path) -> Result<Option<u64>> {
     Ok(Some(count))
 }
 
-/// One that is on the tracepoint: the end of TIME_WAIT is not.
-fn is_transition(line: &str) -> bool {
-    line.contains(OURS)
-        && !line.contains("TIME_WAIT -> CLOSE")
-        && !line.contains("\"old\":\"time_wait\"")
+/// One that is on the tracepoint. What a minisocket does is not: the end of its TIME_WAIT, and its wait for the peer's FIN, which the
+/// load has only there; the TIME_WAIT that follows stands for FIN_WAIT2 -> CLOSE.
+fn is_transition(line: &str, ours: &str) -> bool {
+    const MINISOCKETS: [&str; 4] = [
+        "TIME_WAIT -> CLOSE",
+        "FIN_WAIT2 -> FIN_WAIT2",
+        "\"old\":\"time_wait\"",
+        "\"old\":\"fin_wait2\",\"new\":\"fin_wait2\"",
+    ];
+    line.contains(ours)
+        && !MINISOCKETS
+            .iter()
+            .any(|minisocket| line.contains(minisocket))
 }
 
 fn lines(path: &Path, counts: impl Fn(&str) -> bool) -> Result<u64> {
@@ -127,4 +132,32 @@ fn tell(command: &mut Command, file: &Path) -> Result<()> {
         interrupt::pause(std::time::Duration::from_millis(50))?;
     }
     bail!("its output could not be counted within two minutes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_minisocket_does_is_no_transition_of_the_tracepoint() {
+        let counts = |end: &str| {
+            let text = format!("   0.002  127.0.0.1:50852 127.1.0.0:5000  {end} 12565 churn");
+            is_transition(&text, "127.1.")
+        };
+        assert!(counts("FIN_WAIT2 -> TIME_WAIT"));
+        assert!(counts("LAST_ACK -> CLOSE"));
+        assert!(!counts("TIME_WAIT -> CLOSE namespace_gone"));
+        assert!(!counts("FIN_WAIT2 -> FIN_WAIT2 mini"));
+        let listener = "  - *:5000  *  CLOSE -> LISTEN  12565 churn";
+        assert!(!is_transition(listener, "127.1."));
+        let json = |old: &str, new: &str| {
+            let text = format!(
+                r#"{{"laddr":"127.0.0.1","raddr":"127.1.3.9","old":"{old}","new":"{new}"}}"#
+            );
+            is_transition(&text, "127.1.")
+        };
+        assert!(json("fin_wait2", "time_wait"));
+        assert!(!json("time_wait", "close"));
+        assert!(!json("fin_wait2", "fin_wait2"));
+    }
 }

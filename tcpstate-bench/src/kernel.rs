@@ -8,7 +8,7 @@ use aya::sys::{Stats, enable_stats};
 use crate::{
     bench::Bench,
     bpf::{self, Ran},
-    count::{self, TRANSITIONS},
+    count,
     figures::number,
     interrupt,
     subject::{Seen, Subject},
@@ -78,7 +78,7 @@ fn time(bench: &Bench, subject: &Subject, cost: &mut Cost) -> Result<()> {
     let after = bpf::ran(&ids);
     drop(counting);
     tool.end()?;
-    cost.transitions = held.churned.connections_all * TRANSITIONS;
+    cost.transitions = held.churned.connections_all * bench.load.mode.transitions();
     held.release()?;
     for (id, ran) in after {
         let (times, nanoseconds) = before
@@ -102,12 +102,12 @@ fn seen(bench: &Bench, subject: &Subject, cost: &mut Cost) -> Result<()> {
     }
     let tool = Tool::start(subject, bench.folder.path(), Output::Counted)?;
     let held = bench.load.run()?;
-    let made = held.churned.connections_all * count::of_a_connection(subject.seen);
+    let made = held.churned.connections_all * count::of_a_connection(subject.seen, bench.load.mode);
     // TIME_WAITs end with their namespace, and with them connections.
     held.release()?;
     interrupt::pause(Duration::from_millis(1500))?;
     let output = tool.end()?;
-    let seen = count::seen(subject.seen, &output, &bench.tcpstate)?;
+    let seen = count::seen(bench, subject.seen, &output)?;
     cost.seen = seen.map(|seen| (seen, made));
     Ok(())
 }

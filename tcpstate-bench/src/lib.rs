@@ -1,8 +1,63 @@
-//! What the load generator tells the measurements.
+//! What the load generator and the measurements both know: what a load can be, and what is said of it.
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+
+/// Who closes first, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    #[default]
+    /// The client, which so gets the TIME_WAIT
+    ClientClose,
+    /// The server
+    ServerClose,
+    /// The client, with SO_LINGER 0: a RST and no TIME_WAIT
+    Rst,
+}
+
+impl Mode {
+    /// How often the tracepoint is passed for a connection, by both its ends: SYN_SENT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE, and SYN_RECV,
+    /// ESTABLISHED, CLOSE_WAIT, LAST_ACK, CLOSE; or, with a RST, SYN_SENT, ESTABLISHED, CLOSE, and SYN_RECV, ESTABLISHED, CLOSE.
+    #[must_use]
+    pub const fn transitions(self) -> u64 {
+        match self {
+            Self::ClientClose | Self::ServerClose => 10,
+            Self::Rst => 6,
+        }
+    }
+
+    /// How many TIME_WAITs a connection leaves.
+    #[must_use]
+    pub const fn time_waits(self) -> u64 {
+        match self {
+            Self::ClientClose | Self::ServerClose => 1,
+            Self::Rst => 0,
+        }
+    }
+}
+
+/// What the packets go over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Link {
+    #[default]
+    /// The loopback device of one network namespace
+    Loopback,
+    /// A veth pair between two network namespaces
+    Veth,
+}
+
+impl Link {
+    /// With what the addresses begin that clients connect to, and no others.
+    #[must_use]
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Loopback => "127.1.",
+            Self::Veth => "10.64.",
+        }
+    }
+}
 
 /// What `churn` prints at its end, as one line of JSON.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]

@@ -11,7 +11,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use tcpstate_bench::Churned;
+use clap::{ValueEnum as _, builder::PossibleValue};
+use tcpstate_bench::{Churned, Link, Mode};
 
 use crate::{child::Running, interrupt};
 
@@ -20,7 +21,8 @@ pub struct Load {
     pub churn: PathBuf,
     pub seconds: f64,
     pub warm_up: f64,
-    pub arguments: Vec<String>,
+    pub mode: Mode,
+    pub link: Link,
 }
 
 /// A load that is over; what is left of it in the kernel stays as long as this lives.
@@ -33,21 +35,25 @@ pub struct Held {
 impl Load {
     /// As it would be typed.
     pub fn shown(&self) -> String {
-        format!(
-            "churn --seconds {} --warm-up {} {}",
-            self.seconds,
-            self.warm_up,
-            self.arguments.join(" ")
-        )
+        format!("churn {}", self.arguments().join(" "))
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let name = |value: Option<PossibleValue>| {
+            value.map_or_else(String::new, |value| value.get_name().to_owned())
+        };
+        vec![
+            format!("--mode={}", name(self.mode.to_possible_value())),
+            format!("--link={}", name(self.link.to_possible_value())),
+            format!("--seconds={}", self.seconds),
+            format!("--warm-up={}", self.warm_up),
+        ]
     }
 
     /// Runs it to its end; its TIME_WAITs are still there.
     pub fn run(&self) -> Result<Held> {
         let mut churn = Command::new(&self.churn);
-        churn
-            .arg(format!("--seconds={}", self.seconds))
-            .arg(format!("--warm-up={}", self.warm_up))
-            .args(&self.arguments);
+        churn.args(self.arguments());
         let limit = Duration::from_secs_f64(self.seconds + self.warm_up + 40.0);
         let (line, process, release) = answer(churn.arg("--hold"), limit)?;
         let churned = serde_json::from_str(&line)

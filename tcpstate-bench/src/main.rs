@@ -29,6 +29,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
 use nix::unistd::Uid;
+use tcpstate_bench::{Link, Mode};
 
 use bench::{Bench, Folder};
 use load::Load;
@@ -66,6 +67,14 @@ struct Args {
     /// How long a run is measured, after its warm-up
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: Option<u32>,
+
+    /// Who closes first, and how, in the load
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
+
+    /// What the packets of the load go over
+    #[arg(long, value_enum, default_value_t)]
+    link: Link,
 
     /// Fail if a goal is missed
     #[arg(long)]
@@ -149,7 +158,8 @@ fn perform(args: &Args) -> Result<bool> {
         &results,
         &verdicts,
     );
-    let whole = !args.quick && args.only.is_empty();
+    let usual = args.mode == Mode::default() && args.link == Link::default();
+    let whole = !args.quick && args.only.is_empty() && usual;
     let file = args
         .output
         .clone()
@@ -187,7 +197,8 @@ fn bench(args: &Args) -> Result<Bench> {
             churn: beside("churn")?,
             seconds: args.seconds.unwrap_or(seconds).into(),
             warm_up,
-            arguments: Vec::new(),
+            mode: args.mode,
+            link: args.link,
         },
         pairs: args.pairs.unwrap_or(pairs),
         quick: args.quick,

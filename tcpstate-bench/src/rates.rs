@@ -7,7 +7,6 @@ use tcpstate_bench::Churned;
 
 use crate::{
     bench::Bench,
-    count::TRANSITIONS,
     figures::{Figures, number},
     interrupt,
     subject::Subject,
@@ -67,7 +66,8 @@ pub fn measure(bench: &Bench, subjects: &[Subject]) -> Result<Rates> {
                         "rates, pair {pair} of {}: {} {ratio:.2}",
                         bench.pairs, subject.name
                     ));
-                    rates.rows[row].add(&churned, used, ratio);
+                    let transitions = churned.connections_all * bench.load.mode.transitions();
+                    rates.rows[row].add(&churned, transitions, used, ratio);
                     rates.note_errors(&churned);
                     before = after;
                 }
@@ -92,8 +92,8 @@ impl Rates {
 }
 
 impl Rate {
-    fn add(&mut self, churned: &Churned, used: Usage, ratio: f64) {
-        let millions = number(churned.connections_all * TRANSITIONS) / 1e6;
+    fn add(&mut self, churned: &Churned, transitions: u64, used: Usage, ratio: f64) {
+        let millions = number(transitions) / 1e6;
         self.ratio.push(ratio);
         self.with.push(churned.per_second);
         self.p99.push(number(churned.latency_us.p99));

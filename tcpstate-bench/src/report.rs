@@ -43,8 +43,9 @@ pub fn markdown(
         bench.load.shown()
     ));
     page.line(&format!(
-        "- It took {} minutes",
-        bench.began.elapsed().as_secs() / 60
+        "- The measurement took {} min {} s",
+        bench.began.elapsed().as_secs() / 60,
+        bench.began.elapsed().as_secs() % 60
     ));
     page.line("\nFigures are medians, in brackets the least and the greatest.");
     if !verdicts.is_empty() {

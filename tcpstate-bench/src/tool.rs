@@ -133,7 +133,7 @@ impl Tool {
 
     /// What it has used so far.
     pub fn usage(&self) -> Result<Usage> {
-        usage(self.pid())
+        usage(self.pid()).with_context(|| self.messages())
     }
 
     /// Ends it as Ctrl-C would, and waits.

@@ -12,7 +12,9 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt::Linger,
 };
 
-use crate::{Errors, MEASURED, Mode, OVER, count, link::Targets};
+use tcpstate_bench::Mode;
+
+use crate::{Errors, MEASURED, OVER, count, link::Targets};
 
 /// What took longer counts as this, in nanoseconds: ten minutes, as long as a run.
 const LONGEST: u64 = 600_000_000_000;

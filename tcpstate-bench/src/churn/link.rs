@@ -13,20 +13,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use clap::ValueEnum;
 use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, socket},
 };
-
-/// What the packets go over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Link {
-    /// The loopback device of one network namespace
-    Loopback,
-    /// A veth pair between two network namespaces
-    Veth,
-}
+use tcpstate_bench::Link;
 
 /// The network namespaces, and what listens there.
 pub struct Place {

@@ -27,10 +27,10 @@ use nix::sys::{
 };
 use nix::unistd::alarm;
 use serde_json::json;
-use tcpstate_bench::{Churned, Latency};
+use tcpstate_bench::{Churned, Latency, Link, Mode};
 
 use client::Done;
-use link::{Link, MAX_DESTINATIONS, Place};
+use link::{MAX_DESTINATIONS, Place};
 
 /// A load of short TCP connections in network namespaces of its own; prints one line of JSON at its end. Needs root.
 ///
@@ -39,11 +39,11 @@ use link::{Link, MAX_DESTINATIONS, Place};
 #[derive(Parser)]
 struct Args {
     /// Who closes first, and how
-    #[arg(long, value_enum, default_value_t = Mode::ClientClose)]
+    #[arg(long, value_enum, default_value_t)]
     mode: Mode,
 
     /// What the packets go over
-    #[arg(long, value_enum, default_value_t = Link::Loopback)]
+    #[arg(long, value_enum, default_value_t)]
     link: Link,
 
     /// How many clients there are, each with a server thread of its own (default: the number of processors)
@@ -73,17 +73,6 @@ struct Args {
     /// Keep the network namespaces, with their TIME_WAITs, until standard input ends
     #[arg(long)]
     hold: bool,
-}
-
-/// Who closes first, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Mode {
-    /// The client, which so gets the TIME_WAIT
-    ClientClose,
-    /// The server
-    ServerClose,
-    /// The client, with SO_LINGER 0: a RST and no TIME_WAIT
-    Rst,
 }
 
 const MAX_THREADS: u16 = 256;

@@ -9,7 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use nix::sys::socket::{Shutdown, SockFlag, accept4, shutdown};
 
-use crate::{Errors, Mode, count};
+use tcpstate_bench::Mode;
+
+use crate::{Errors, count};
 
 /// A thread that accepts.
 pub struct Server {
