@@ -111,7 +111,7 @@ impl Page {
             "Connection rate",
             &format!(
                 "Runs without and with the tool in turn, {} pairs; each run with it is compared with the two beside it. Without: {} connections/s, \
-                 p99 {} us, {} CPU seconds a second. User and system: CPU seconds of the tool itself for a million transitions of the load.{}",
+                 p99 {} us, {} CPU seconds a second. User and system: CPU seconds of the tool itself for a million transitions of the load; a tool that loses some has less to do for them.{}",
                 bench.pairs,
                 rates.without.shown(0),
                 rates.p99.shown(0),
