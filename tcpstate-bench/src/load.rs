@@ -129,7 +129,8 @@ pub fn settled() -> Result<()> {
         };
         still = if count < least { 0 } else { still + 1 };
         least = least.min(count);
-        if count < 1000 || still >= 10 {
+        // The kernel may take its time before it begins (cleanup_net).
+        if count < 1000 || still >= 60 {
             break;
         }
     }

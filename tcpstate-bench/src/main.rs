@@ -242,7 +242,7 @@ fn expected(bench: &Bench, parts: &[Part], subjects: usize) -> Duration {
         Part::Added if bench.quick => subjects * (0.8 + tool),
         Part::Added => 5.0 * subjects * (2.8 + tool),
         Part::Start if bench.quick => 15.0,
-        Part::Start => 60.0,
+        Part::Start => 150.0,
         Part::Memory => 10.0,
     });
     Duration::from_secs_f64(seconds.sum())

@@ -50,10 +50,9 @@ pub struct Start {
 pub fn measure(bench: &Bench) -> Result<Vec<Start>> {
     let many = if bench.quick { 10_000 } else { 100_000 };
     let mut rows = vec![
-        repeat(bench, "trace -j --skip-existing", "")?,
-        repeat(bench, "trace -j", ", nothing there")?,
+        repeat(bench, "trace -j --skip-existing", "", None)?,
+        repeat(bench, "trace -j", ", nothing there", None)?,
     ];
-    // TIME_WAITs go after a minute, and these runs are over before.
     for (sockets, time_waits, there) in [
         (many, 0, format!(", {many} sockets there")),
         (0, many, format!(", {many} TIME_WAITs there")),
@@ -63,15 +62,22 @@ pub fn measure(bench: &Bench) -> Result<Vec<Start>> {
             format!(", {many} sockets and {many} TIME_WAITs there"),
         ),
     ] {
-        let existing = bench.load.existing(sockets, time_waits)?;
-        rows.push(repeat(bench, "trace -j", &there)?);
-        drop(existing);
-        crate::load::settled()?;
+        rows.push(repeat(
+            bench,
+            "trace -j",
+            &there,
+            Some((sockets, time_waits)),
+        )?);
     }
     Ok(rows)
 }
 
-fn repeat(bench: &Bench, arguments: &str, there: &str) -> Result<Start> {
+fn repeat(
+    bench: &Bench,
+    arguments: &str,
+    there: &str,
+    existing: Option<(u32, u32)>,
+) -> Result<Start> {
     let mut start = Start {
         title: format!("tcpstate {arguments}{there}"),
         ..Start::default()
@@ -84,8 +90,22 @@ fn repeat(bench: &Bench, arguments: &str, there: &str) -> Result<Start> {
         seen: Seen::Nothing,
         goals: Goals::default(),
     };
-    for _ in 0..if bench.quick { 1 } else { 5 } {
-        if let Err(error) = once(bench, &subject, &mut start) {
+    let times = match (bench.quick, existing) {
+        (true, _) => 1,
+        // Making so many, and waiting until they have gone, takes long.
+        (false, Some(_)) => 3,
+        (false, None) => 5,
+    };
+    for _ in 0..times {
+        // Made anew each time: TIME_WAITs go after a minute, and an end is work.
+        let existing = existing.map(|(sockets, waits)| bench.load.existing(sockets, waits));
+        let existing = existing.transpose()?;
+        let done = once(bench, &subject, &mut start);
+        if existing.is_some() {
+            drop(existing);
+            crate::load::settled()?;
+        }
+        if let Err(error) = done {
             interrupt::check()?;
             start.failed = Some(format!("{error:#}"));
             break;
