@@ -2,6 +2,7 @@
 //!
 //! Every task answers like `grep`: 0 for yes, 1 for no (a check or a test failed), 2 when it could not be tried.
 
+mod bench;
 mod btf;
 mod built_with;
 mod check;
@@ -52,6 +53,8 @@ enum Task {
     Vm(vm::Args),
     /// Build tcpstate and run it, as root
     Run(run::Args),
+    /// Measure what tcpstate costs beside other tools, as root, and write BENCHMARKS.md
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -71,5 +74,6 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Test(args) => test::perform(&args, &checkout),
         Task::Vm(args) => vm::perform(&args, &checkout),
         Task::Run(args) => run::perform(&args, &checkout),
+        Task::Bench(args) => bench::perform(&args, &checkout),
     }
 }
