@@ -569,7 +569,11 @@ impl View {
 
 fn reports(periodic: Periodic, header: &Header, limit: usize) -> Reports {
     let timewait = header.timewait.is_some();
-    let tally = (periodic.tally)(&Conditions { timewait, limit });
+    let tally = (periodic.tally)(&Conditions {
+        timewait,
+        limit,
+        settings: &header.settings,
+    });
     let every = periodic
         .every
         .map(|every| u64::try_from(every.as_nanos()).unwrap_or(u64::MAX));

@@ -5,7 +5,6 @@ pub(crate) mod capability;
 mod cgroup;
 mod existing;
 mod format;
-mod local_ports;
 mod misses;
 mod netns;
 mod observer;
@@ -13,17 +12,18 @@ mod owners;
 pub mod plan;
 pub mod probe;
 mod refusal;
+mod settings;
 mod tracer;
 
 pub use capability::{drop_privileges, keep_files};
 pub use cgroup::Cgroups;
 pub use existing::{List, Progress, Reader};
-pub use local_ports::local_ports;
 pub use netns::find as find_netns;
 pub use observer::{TimeWaitHook, TimeWaitRequest};
 pub use owners::Owners;
 pub use plan::{Attached, Hook, Missing, Plan, Request};
 pub use refusal::{Attempt, Refused};
+pub use settings::settings;
 pub use tracer::{Counters, Tracer};
 
 /// Whether process ids mean the same to us as to the kernel.

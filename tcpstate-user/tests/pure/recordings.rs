@@ -31,6 +31,7 @@ fn header(callers: Callers, tick: u64) -> Header {
         timewait: Some(TimeWaitHook::Timer),
         missing: Vec::new(),
         filter: String::new(),
+        settings: Vec::new(),
         start: START,
         zero: 1_800_000_000_000_000_000,
         boot: 1_800_000_000_000_000_000,
