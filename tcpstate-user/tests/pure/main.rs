@@ -7,6 +7,9 @@ mod command_line;
 mod connections;
 mod decode;
 mod found;
+#[path = "../../../fuzz/src/lib.rs"]
+mod fuzz;
+mod fuzzed;
 mod gate;
 mod generated;
 mod hist;
