@@ -10,6 +10,8 @@ mod checkout;
 mod command;
 mod debian;
 mod ebpf;
+mod fuzz;
+mod generate;
 mod linker;
 mod object;
 mod root;
@@ -47,6 +49,10 @@ enum Task {
     BtfFixture(btf::Args),
     /// Formatting, lints, documentation, and the checked-in eBPF object
     Check,
+    /// Try strange recordings and records
+    Fuzz(fuzz::Args),
+    /// Generate a large recording, for measurements
+    Generate(generate::Args),
     /// Run all tests
     Test(test::Args),
     /// Run the tests of the kernel side on other kernels, in emulated machines
@@ -71,6 +77,8 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Ebpf(args) => ebpf::perform(&args, &checkout),
         Task::BtfFixture(args) => btf::perform(&args),
         Task::Check => check::perform(&checkout),
+        Task::Fuzz(args) => fuzz::perform(&args, &checkout),
+        Task::Generate(args) => generate::perform(&args, &checkout),
         Task::Test(args) => test::perform(&args, &checkout),
         Task::Vm(args) => vm::perform(&args, &checkout),
         Task::Run(args) => run::perform(&args, &checkout),

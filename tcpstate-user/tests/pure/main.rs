@@ -7,9 +7,15 @@ mod command_line;
 mod connections;
 mod decode;
 mod found;
+#[path = "../../../fuzz/src/lib.rs"]
+mod fuzz;
+mod fuzzed;
 mod gate;
+mod generated;
 mod hist;
 mod lifecycle;
+#[path = "../../examples/generate/machine/mod.rs"]
+mod machine;
 mod output;
 mod poll;
 mod properties;
