@@ -11,6 +11,7 @@ mod debian;
 mod ebpf;
 mod linker;
 mod object;
+mod python;
 mod root;
 mod run;
 mod setup;
@@ -38,7 +39,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what rebuilding the eBPF object and virtual machines need
+    /// Install what rebuilding the eBPF object, virtual machines and tests need
     Setup(setup::Args),
     /// Build the eBPF object into tcpstate-user/ebpf
     Ebpf(ebpf::Args),
@@ -64,7 +65,7 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<ExitCode> {
     let checkout = Checkout::locate()?;
     match task {
-        Task::Setup(args) => setup::perform(&args),
+        Task::Setup(args) => setup::perform(&args, &checkout),
         Task::Ebpf(args) => ebpf::perform(&args, &checkout),
         Task::BtfFixture(args) => btf::perform(&args),
         Task::Check => check::perform(&checkout),

@@ -146,7 +146,8 @@ pub fn begin(args: &RecordingArgs, header: &Header) -> Result<Option<Tape>> {
     }
 }
 
-fn refusal(path: &std::path::Path, error: &io::Error) -> String {
+/// Why nothing can be written there.
+pub fn refusal(path: &std::path::Path, error: &io::Error) -> String {
     let path = path.display();
     if error.kind() == io::ErrorKind::AlreadyExists {
         format!(

@@ -15,6 +15,13 @@ pub enum Shape {
     },
     /// What a periodic view has to say.
     Reports(Periodic),
+    /// Everything, for an export.
+    Export {
+        /// Transitions are wanted, too.
+        transitions: bool,
+        /// The states of a connection are wanted in order.
+        stays: bool,
+    },
     /// Nothing: it is recorded only.
     Recording,
 }
@@ -46,7 +53,7 @@ impl Shape {
     pub const fn rows(&self) -> Rows {
         match self {
             Self::Transitions | Self::Recording => Rows::Transitions,
-            Self::Connections { .. } => Rows::Connections,
+            Self::Connections { .. } | Self::Export { .. } => Rows::Connections,
             Self::Reports(_) => Rows::Reports,
         }
     }

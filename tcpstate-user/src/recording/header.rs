@@ -131,6 +131,20 @@ impl Header {
         std::iter::once(self.hook.label()).chain(timewait).collect()
     }
 
+    /// What who reads an export wants to know of the run, as JSON.
+    #[must_use]
+    pub fn about(&self) -> serde_json::Value {
+        let missing = self.missing.iter().map(|missing| &missing.loses);
+        serde_json::json!({
+            "tcpstate": self.tcpstate,
+            "kernel": self.kernel,
+            "host": self.host,
+            "hooks": self.hooks(),
+            "missing": missing.collect::<Vec<_>>(),
+            "filter": self.filter,
+        })
+    }
+
     /// Length of a tick of the kernel's timers.
     #[must_use]
     pub const fn tick(&self) -> Duration {

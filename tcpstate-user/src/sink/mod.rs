@@ -1,8 +1,10 @@
 //! Output: what the lifecycle understood, written as text, JSON lines or CSV. Nothing here knows where it goes.
 
+mod both;
 mod csv;
 pub mod escape;
 mod json;
+mod perfetto;
 mod report;
 mod table;
 mod text;
@@ -18,8 +20,10 @@ use crate::{
 };
 
 pub use self::{
+    both::Both,
     csv::Csv,
     json::Json,
+    perfetto::Perfetto,
     text::{Layout, Text},
 };
 

@@ -6,6 +6,7 @@ mod closers;
 mod command_line;
 mod connections;
 mod decode;
+mod exports;
 mod found;
 mod gate;
 mod hist;

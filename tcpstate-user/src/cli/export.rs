@@ -1,0 +1,218 @@
+//! `tcpstate export`: a recording as files for other tools.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, BufWriter, IsTerminal as _, Write},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, bail};
+use clap::{Args as ClapArgs, ValueEnum};
+use jiff::tz::TimeZone;
+
+use super::{
+    Outcome,
+    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs, connections},
+    record::{self, RecordingArgs},
+    replay,
+    shape::Shape,
+};
+use crate::{
+    clock::Clock,
+    recording::Header,
+    sink::{Both, Csv, Json, Perfetto, Rows, Sink},
+};
+
+const EXPORT_HELP: &str = "\
+perfetto: a trace for ui.perfetto.dev. Each connection is a track with its states as slices, below the process it belongs to.
+csv:      connections.csv and transitions.csv in the folder OUT, with the columns of `conns -s` and `trace -s`.
+jsonl:    what `trace -j` and `conns -j --running` print, in one file.
+docs/export.md describes them. Connections that had not ended are in all of them. Files are new, and only their owner may
+read them.
+
+Exit code: 0 something was exported; 1 nothing matched; 2 an error, or the recording is damaged: what comes before the
+damage is exported.
+
+Examples:
+  tcpstate export incident.tcps --to perfetto -o incident.pftrace
+  tcpstate export incident.tcps --to jsonl --since 13:30 --until 13:35 | jq .";
+
+/// Flags of `tcpstate export`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = EXPORT_HELP)]
+pub struct ExportArgs {
+    /// The recording
+    pub file: PathBuf,
+
+    /// What to make of it
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub to: ExportFormat,
+
+    /// Where to write: a file (perfetto, jsonl; standard output otherwise), or a folder for two files (csv)
+    #[arg(short, long, value_name = "OUT")]
+    pub output: Option<PathBuf>,
+
+    /// Only what happened at this time or later: 13:30, 13:30:05.5, 2026-11-22T13:30:05Z, or +90s from the beginning
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+
+    /// Only what happened until this time
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+
+    /// Do not read what came long before --since: faster, but times and owners that it would tell are bounds or unknown
+    #[arg(long, requires = "since")]
+    pub skip_earlier: bool,
+
+    /// How many open connections to remember; the longest silent are forgotten first
+    #[arg(long, value_name = "N", default_value_t = MAX_CONNECTIONS, value_parser = connections)]
+    pub max_connections: usize,
+
+    /// What to export.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
+/// What to make of a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// A trace for ui.perfetto.dev
+    Perfetto,
+    /// Two tables: connections and transitions
+    Csv,
+    /// One JSON object a line, of both kinds
+    Jsonl,
+}
+
+/// The files that were opened.
+enum Outputs {
+    One(Box<dyn Write>),
+    Tables {
+        connections: BufWriter<File>,
+        transitions: BufWriter<File>,
+    },
+}
+
+/// Runs `tcpstate export`.
+pub fn run(args: ExportArgs) -> Result<Outcome> {
+    if !args.filter.state.is_empty() {
+        bail!(
+            "--state: an export has whole connections; select states where you read it, or use `trace --from` with --state"
+        );
+    }
+    let live = LiveArgs {
+        filter: args.filter,
+        output: OutputArgs {
+            // The summary is for standard error.
+            csv: true,
+            ..OutputArgs::default()
+        },
+        duration: None,
+        count: None,
+        max_connections: args.max_connections,
+        kernel: KernelArgs::default(),
+        recording: RecordingArgs {
+            since: args.since,
+            until: args.until,
+            skip_earlier: args.skip_earlier,
+            ..RecordingArgs::default()
+        },
+    };
+    let to = args.to;
+    let shape = Shape::Export {
+        transitions: to != ExportFormat::Perfetto,
+        stays: to == ExportFormat::Perfetto,
+    };
+    let open = || {
+        let outputs = open(to, args.output.as_deref())?;
+        Ok(move |_: &Shape, header: &Header| sink(to, outputs, header))
+    };
+    replay::run_into(&live, shape, &args.file, open)
+}
+
+fn open(to: ExportFormat, output: Option<&Path>) -> Result<Outputs> {
+    Ok(match (to, output) {
+        (ExportFormat::Csv, None) => {
+            bail!("--to csv: give a folder for its two files, with --output")
+        }
+        (ExportFormat::Csv, Some(folder)) => tables(folder, "csv")?,
+        (ExportFormat::Perfetto, None) if io::stdout().is_terminal() => {
+            bail!("--to perfetto: a trace is not for a terminal; give a file, with --output")
+        }
+        (ExportFormat::Perfetto | ExportFormat::Jsonl, None) => {
+            Outputs::One(Box::new(BufWriter::with_capacity(BYTES, io::stdout())))
+        }
+        (ExportFormat::Perfetto | ExportFormat::Jsonl, Some(path)) => {
+            Outputs::One(Box::new(create(path)?))
+        }
+    })
+}
+
+/// One write for so many bytes.
+const BYTES: usize = 64 << 10;
+
+/// A new file. What is there and is no file (a pipe, a device) is written to.
+fn create(path: &Path) -> Result<BufWriter<File>> {
+    let mut new = OpenOptions::new();
+    // Who talked to whom is nobody else's business.
+    new.write(true).create_new(true).mode(0o600);
+    let file = match new.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::metadata(path) {
+            Ok(there) if !there.is_file() => File::options().write(true).open(path),
+            _ => Err(error),
+        },
+        file => file,
+    };
+    match file {
+        Ok(file) => Ok(BufWriter::with_capacity(BYTES, file)),
+        Err(error) => bail!("{}", record::refusal(path, &error)),
+    }
+}
+
+fn tables(folder: &Path, extension: &str) -> Result<Outputs> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !folder.is_dir() => {
+            bail!(
+                "{}: it is no folder, and --to {extension} writes two files into one",
+                folder.display()
+            )
+        }
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            bail!("{}: cannot be made: {error}", folder.display())
+        }
+        _ => {}
+    }
+    let table = |name: &str| folder.join(name).with_extension(extension);
+    let (connections, transitions) = (table("connections"), table("transitions"));
+    // Both or none.
+    for path in [&connections, &transitions] {
+        if path.is_file() {
+            bail!(
+                "{}",
+                record::refusal(path, &io::ErrorKind::AlreadyExists.into())
+            );
+        }
+    }
+    Ok(Outputs::Tables {
+        connections: create(&connections)?,
+        transitions: create(&transitions)?,
+    })
+}
+
+fn sink(to: ExportFormat, outputs: Outputs, header: &Header) -> Result<Box<dyn Sink>> {
+    let clock = Clock::new(header.begins, header.zero.into(), TimeZone::UTC);
+    Ok(match outputs {
+        Outputs::One(out) if to == ExportFormat::Perfetto => {
+            Box::new(Perfetto::new(out, clock, header)?)
+        }
+        Outputs::One(out) => Box::new(Json::new(out, clock)),
+        Outputs::Tables {
+            connections,
+            transitions,
+        } => Box::new(Both {
+            connections: Csv::new(connections, clock.clone(), Rows::Connections)?,
+            transitions: Csv::new(transitions, clock, Rows::Transitions)?,
+        }),
+    })
+}
