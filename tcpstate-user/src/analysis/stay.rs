@@ -51,6 +51,11 @@ impl Stays {
         &self.list
     }
 
+    /// The same, to be changed.
+    pub fn list_mut(&mut self) -> &mut [Stay] {
+        &mut self.list
+    }
+
     /// How many more there were.
     #[must_use]
     pub const fn more(&self) -> u32 {

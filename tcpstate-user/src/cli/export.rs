@@ -20,13 +20,15 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    disguise::Secret,
     recording::Header,
-    sink::{Both, Csv, Json, Perfetto, Rows, Sink},
+    sink::{Both, Csv, Disguised, Json, Parquet, Perfetto, Rows, Sink},
 };
 
 const EXPORT_HELP: &str = "\
 perfetto: a trace for ui.perfetto.dev. Each connection is a track with its states as slices, below the process it belongs to.
 csv:      connections.csv and transitions.csv in the folder OUT, with the columns of `conns -s` and `trace -s`.
+parquet:  the same two tables for data frames: connections.parquet and transitions.parquet, with types, null for what is not known.
 jsonl:    what `trace -j` and `conns -j --running` print, in one file.
 docs/export.md describes them. Connections that had not ended are in all of them. Files are new, and only their owner may
 read them.
@@ -36,6 +38,7 @@ damage is exported.
 
 Examples:
   tcpstate export incident.tcps --to perfetto -o incident.pftrace
+  tcpstate export incident.tcps --to parquet --anonymize addresses,names -o tables
   tcpstate export incident.tcps --to jsonl --since 13:30 --until 13:35 | jq .";
 
 /// Flags of `tcpstate export`.
@@ -49,7 +52,7 @@ pub struct ExportArgs {
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub to: ExportFormat,
 
-    /// Where to write: a file (perfetto, jsonl; standard output otherwise), or a folder for two files (csv)
+    /// Where to write: a file (perfetto, jsonl; standard output otherwise), or a folder for two files (parquet, csv)
     #[arg(short, long, value_name = "OUT")]
     pub output: Option<PathBuf>,
 
@@ -69,6 +72,10 @@ pub struct ExportArgs {
     #[arg(long, value_name = "N", default_value_t = MAX_CONNECTIONS, value_parser = connections)]
     pub max_connections: usize,
 
+    /// Replace addresses, prefix-preserving, and with addresses,names also names; filters are by the real ones
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', num_args = 0..=1, default_missing_value = "addresses")]
+    pub anonymize: Vec<Secret>,
+
     /// What to export.
     #[command(flatten)]
     pub filter: FilterArgs,
@@ -79,7 +86,9 @@ pub struct ExportArgs {
 pub enum ExportFormat {
     /// A trace for ui.perfetto.dev
     Perfetto,
-    /// Two tables: connections and transitions
+    /// Two tables for data frames: connections and transitions
+    Parquet,
+    /// The same tables as text
     Csv,
     /// One JSON object a line, of both kinds
     Jsonl,
@@ -126,17 +135,28 @@ pub fn run(args: ExportArgs) -> Result<Outcome> {
     };
     let open = || {
         let outputs = open(to, args.output.as_deref())?;
-        Ok(move |_: &Shape, header: &Header| sink(to, outputs, header))
+        let disguise = record::disguise(&args.anonymize)?;
+        Ok(move |_: &Shape, header: &Header| match disguise {
+            Some(mut disguise) => {
+                let sink = sink(to, outputs, &disguise.header(header))?;
+                let disguised: Box<dyn Sink> = Box::new(Disguised::new(sink, disguise));
+                Ok(disguised)
+            }
+            None => sink(to, outputs, header),
+        })
     };
     replay::run_into(&live, shape, &args.file, open)
 }
 
 fn open(to: ExportFormat, output: Option<&Path>) -> Result<Outputs> {
     Ok(match (to, output) {
-        (ExportFormat::Csv, None) => {
-            bail!("--to csv: give a folder for its two files, with --output")
+        (ExportFormat::Parquet | ExportFormat::Csv, None) => {
+            bail!(
+                "--to {}: give a folder for its two files, with --output",
+                extension(to)
+            )
         }
-        (ExportFormat::Csv, Some(folder)) => tables(folder, "csv")?,
+        (ExportFormat::Parquet | ExportFormat::Csv, Some(folder)) => tables(folder, extension(to))?,
         (ExportFormat::Perfetto, None) if io::stdout().is_terminal() => {
             bail!("--to perfetto: a trace is not for a terminal; give a file, with --output")
         }
@@ -147,6 +167,14 @@ fn open(to: ExportFormat, output: Option<&Path>) -> Result<Outputs> {
             Outputs::One(Box::new(create(path)?))
         }
     })
+}
+
+/// What the names of its tables end with.
+const fn extension(to: ExportFormat) -> &'static str {
+    match to {
+        ExportFormat::Parquet => "parquet",
+        _ => "csv",
+    }
 }
 
 /// One write for so many bytes.
@@ -207,6 +235,12 @@ fn sink(to: ExportFormat, outputs: Outputs, header: &Header) -> Result<Box<dyn S
             Box::new(Perfetto::new(out, clock, header)?)
         }
         Outputs::One(out) => Box::new(Json::new(out, clock)),
+        Outputs::Tables {
+            connections,
+            transitions,
+        } if to == ExportFormat::Parquet => {
+            Box::new(Parquet::new(connections, transitions, clock, header)?)
+        }
         Outputs::Tables {
             connections,
             transitions,

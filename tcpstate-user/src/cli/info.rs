@@ -52,6 +52,7 @@ struct Info {
     hooks: Vec<&'static str>,
     missing: Vec<Missing>,
     filter: String,
+    anonymized: Vec<String>,
     part: u32,
     transitions: u64,
     minisockets: u64,
@@ -105,6 +106,7 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
         hooks: header.hooks(),
         missing: header.missing.clone(),
         filter: header.filter.clone(),
+        anonymized: header.anonymized.clone(),
         part: header.part,
         ..Info::default()
     };
@@ -218,6 +220,12 @@ fn text(info: &Info) -> String {
         line(
             "first part",
             format_args!("{}: the parts before it are gone", info.part),
+        );
+    }
+    if !info.anonymized.is_empty() {
+        line(
+            "anonymized",
+            format_args!("{}", escape::text(&info.anonymized.join(", "))),
         );
     }
     if !info.filter.is_empty() {

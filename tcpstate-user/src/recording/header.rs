@@ -55,6 +55,9 @@ pub struct Header {
     pub part: u32,
     /// When this part begins.
     pub begins: u64,
+    /// What was replaced before it was written: `addresses`, `names`.
+    #[serde(default)]
+    pub anonymized: Vec<String>,
 }
 
 /// What every version begins with, so that an older one can say what is needed.
@@ -121,6 +124,7 @@ impl Header {
             id: start ^ zero.unsigned_abs(),
             part: 1,
             begins: start,
+            anonymized: Vec::new(),
         }
     }
 
@@ -142,6 +146,7 @@ impl Header {
             "hooks": self.hooks(),
             "missing": missing.collect::<Vec<_>>(),
             "filter": self.filter,
+            "anonymized": self.anonymized,
         })
     }
 

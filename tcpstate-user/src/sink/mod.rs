@@ -2,8 +2,10 @@
 
 mod both;
 mod csv;
+mod disguised;
 pub mod escape;
 mod json;
+mod parquet;
 mod perfetto;
 mod report;
 mod table;
@@ -22,7 +24,9 @@ use crate::{
 pub use self::{
     both::Both,
     csv::Csv,
+    disguised::Disguised,
     json::Json,
+    parquet::Parquet,
     perfetto::Perfetto,
     text::{Layout, Text},
 };

@@ -26,10 +26,10 @@ use crate::{
 };
 
 /// A folder that is gone when the test is.
-struct Folder(PathBuf);
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let name = format!("tcpstate-exports-{}-{name}", std::process::id());
         let path = std::env::temp_dir().join(name);
         let _ = fs::remove_dir_all(&path);
@@ -37,11 +37,11 @@ impl Folder {
         Self(path)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().expect("text").to_owned()
     }
 
-    fn recording(&self, name: &str, bytes: &[u8]) -> String {
+    pub fn recording(&self, name: &str, bytes: &[u8]) -> String {
         let path = self.path(name);
         fs::write(&path, bytes).expect("a file");
         path
@@ -54,14 +54,14 @@ impl Drop for Folder {
     }
 }
 
-fn tcpstate(arguments: &[&str]) -> Output {
+pub fn tcpstate(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tcpstate"))
         .args(arguments)
         .output()
         .expect("tcpstate starts")
 }
 
-fn shown(arguments: &[&str]) -> String {
+pub fn shown(arguments: &[&str]) -> String {
     let output = tcpstate(arguments);
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{arguments:?}: {message}");
@@ -69,7 +69,7 @@ fn shown(arguments: &[&str]) -> String {
 }
 
 /// Standard error of a call that fails.
-fn refused(arguments: &[&str]) -> String {
+pub fn refused(arguments: &[&str]) -> String {
     let output = tcpstate(arguments);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
@@ -77,20 +77,20 @@ fn refused(arguments: &[&str]) -> String {
     message
 }
 
-fn lines(text: &str) -> Vec<Value> {
+pub fn lines(text: &str) -> Vec<Value> {
     let line = |line| serde_json::from_str(line).expect("JSON");
     text.lines().map(line).collect()
 }
 
 /// The connections that a view shows of it.
-fn connections(recording: &str) -> Vec<Value> {
+pub fn connections(recording: &str) -> Vec<Value> {
     let mut all = lines(&shown(&["conns", "-j", "--running", "--from", recording]));
     all.retain(|line| line["event"] == "connection");
     all
 }
 
 /// The Python of `cargo xtask setup`, or why there is none.
-fn python(test: &str) -> Option<PathBuf> {
+pub fn python(test: &str) -> Option<PathBuf> {
     let python = std::env::var_os("TCPSTATE_PYTHON").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/python/bin/python3"),
         PathBuf::from,
@@ -103,7 +103,7 @@ fn python(test: &str) -> Option<PathBuf> {
 }
 
 /// What a script of `tests/python` prints.
-fn script(python: &Path, name: &str, arguments: &[&str]) -> Value {
+pub fn script(python: &Path, name: &str, arguments: &[&str]) -> Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python");
     let output = Command::new(python)
         .arg(script.join(name))
@@ -128,7 +128,7 @@ fn fixtures() -> Vec<String> {
 }
 
 /// Many made-up lives, of whose records some are lost.
-fn made_up(lose: u64) -> Vec<u8> {
+pub fn made_up(lose: u64) -> Vec<u8> {
     let mut runner = TestRunner::deterministic();
     let plots = vec(plot(), 300).new_tree(&mut runner).expect("plots");
     let story = Story::of(&plots.current());
@@ -186,7 +186,7 @@ fn nanoseconds(seconds: &Value) -> u64 {
         .expect("not so long")
 }
 
-fn time(text: &Value) -> i128 {
+pub fn time(text: &Value) -> i128 {
     let time: jiff::Timestamp = text.as_str().expect("text").parse().expect("a time");
     time.as_nanosecond()
 }
@@ -362,10 +362,11 @@ fn exports_are_new_and_private() {
     for (arguments, message) in [
         (
             &[&recording, "--to", "xml", "-o", &output][..],
-            "possible values: perfetto, csv, jsonl",
+            "possible values: perfetto, parquet, csv, jsonl",
         ),
         (&[&recording, "-o", &output], "--to"),
         (&[&recording, "--to", "csv"], "give a folder"),
+        (&[&recording, "--to", "parquet"], "give a folder"),
         (
             &[&bad, "--to", "perfetto", "-o", &output],
             "it is no recording",
@@ -400,7 +401,7 @@ fn a_full_disk_is_told() {
             "{to}: {message}"
         );
     }
-    for to in ["csv"] {
+    for to in ["csv", "parquet"] {
         for name in ["connections", "transitions"] {
             let tables = folder.path(&format!("{to}-{name}"));
             fs::create_dir(&tables).expect("a folder");

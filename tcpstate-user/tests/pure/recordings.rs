@@ -39,6 +39,7 @@ pub fn header(callers: Callers, tick: u64) -> Header {
         id: 1,
         part: 1,
         begins: START,
+        anonymized: Vec::new(),
     }
 }
 
