@@ -15,7 +15,7 @@ use parquet::{
     schema::types::Type,
 };
 
-/// Rows that are kept in memory: at most some 20 MB, and some 50 MB with the longest paths of cgroups.
+/// Rows that are kept in memory until they are written: some 25 MB for transitions, twice that for connections.
 const ROWS: usize = 32_768;
 
 /// What a column holds.
