@@ -58,6 +58,7 @@ pub fn recording(steps: &[u8], observer: u8) -> Vec<u8> {
         id: 1,
         part: 1,
         begins: START,
+        anonymized: Vec::new(),
     };
     let mark = Mark {
         now: START,

@@ -12,8 +12,8 @@ use crate::{command, root};
 pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 const FOR_LINKER: [&str; 3] = ["llvm-22-dev", "libzstd-dev", "zlib1g-dev"];
-/// What a test compares with: a web server and its load.
-const FOR_TESTS: [&str; 2] = ["apache2-utils", "nginx-light"];
+/// What a test compares with: a web server and its load, and what reads exports.
+const FOR_TESTS: [&str; 3] = ["apache2-utils", "nginx-light", "python3-venv"];
 /// qemu, what unpacks kernels, what compiles C for static programs, and the programs that the tests start in a guest.
 const FOR_GUESTS: [&str; 6] = [
     "iproute2",

@@ -14,6 +14,7 @@ mod fuzz;
 mod generate;
 mod linker;
 mod object;
+mod python;
 mod root;
 mod run;
 mod setup;
@@ -41,7 +42,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what rebuilding the eBPF object and virtual machines need
+    /// Install what rebuilding the eBPF object, virtual machines and tests need
     Setup(setup::Args),
     /// Build the eBPF object into tcpstate-user/ebpf
     Ebpf(ebpf::Args),
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<ExitCode> {
     let checkout = Checkout::locate()?;
     match task {
-        Task::Setup(args) => setup::perform(&args),
+        Task::Setup(args) => setup::perform(&args, &checkout),
         Task::Ebpf(args) => ebpf::perform(&args, &checkout),
         Task::BtfFixture(args) => btf::perform(&args),
         Task::Check => check::perform(&checkout),

@@ -54,6 +54,7 @@ struct Info {
     missing: Vec<Missing>,
     filter: String,
     settings: Vec<Settings>,
+    anonymized: Vec<String>,
     part: u32,
     transitions: u64,
     minisockets: u64,
@@ -110,6 +111,7 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
         missing: header.missing.clone(),
         filter: header.filter.clone(),
         settings: header.settings.clone(),
+        anonymized: header.anonymized.clone(),
         part: header.part,
         ..Info::default()
     };
@@ -248,6 +250,12 @@ fn text(info: &Info) -> String {
         line(
             "first part",
             format_args!("{}: the parts before it are gone", info.part),
+        );
+    }
+    if !info.anonymized.is_empty() {
+        line(
+            "anonymized",
+            format_args!("{}", escape::text(&info.anonymized.join(", "))),
         );
     }
     if !info.filter.is_empty() {

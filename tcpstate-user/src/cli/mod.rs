@@ -1,6 +1,7 @@
 //! The command line: parsed low (`args.rs`), resolved and checked before anything is attached, then run.
 
 mod args;
+mod export;
 mod info;
 mod lists;
 mod live;
@@ -83,6 +84,7 @@ impl CommandLine {
             Command::Closers(closers) => periodic::closers(closers),
             Command::Hist(hist) => periodic::hist(hist),
             Command::Record(record) => record::run(record),
+            Command::Export(export) => export::run(export),
             Command::Info(info) => info::run(info),
             Command::Probe(probe) => probe::run(probe),
         };

@@ -130,7 +130,7 @@ pub(super) struct ProcessLine<'a> {
 }
 
 impl<'a> ProcessLine<'a> {
-    fn new(process: &'a Process) -> Self {
+    pub(super) fn new(process: &'a Process) -> Self {
         Self {
             pid: process.pid,
             comm: process.comm.to_str(),

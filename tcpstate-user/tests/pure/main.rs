@@ -6,6 +6,8 @@ mod closers;
 mod command_line;
 mod connections;
 mod decode;
+mod disguise;
+mod exports;
 mod found;
 #[path = "../../../fuzz/src/lib.rs"]
 mod fuzz;
@@ -26,5 +28,6 @@ mod reports;
 mod scene;
 mod states;
 mod story;
+mod tables;
 mod timewait;
 mod waits;
