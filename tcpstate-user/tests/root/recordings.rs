@@ -18,7 +18,7 @@ use serde_json::Value;
 use tcpstate_user::recording::Reader;
 
 use crate::support::{
-    Tool, for_each_observer, nobody_starts, own_netns, port, skipped, start, sysctl,
+    Tool, for_each_observer, nobody_starts, own_netns, port, run, skipped, start, sysctl,
 };
 
 /// A folder that is gone when the test is.
@@ -75,7 +75,7 @@ fn traffic(rounds: usize) {
 
 fn shown(arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
-    let output = command.args(arguments).output().expect("tcpstate starts");
+    let output = run(command.args(arguments));
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{arguments:?}: {message}");
     String::from_utf8(output.stdout).expect("UTF-8")
@@ -273,10 +273,7 @@ fn a_recorder_that_is_killed_leaves_what_it_has_written() {
     tool.signal(Signal::SIGKILL);
     tool.wait();
     let mut command = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
-    let output = command
-        .args(["trace", "-s", "--from", &file])
-        .output()
-        .expect("tcpstate starts");
+    let output = run(command.args(["trace", "-s", "--from", &file]));
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("the end is missing"), "{message}");
@@ -341,10 +338,7 @@ fn a_full_disk_ends_a_recording_and_what_was_written_can_be_read() {
     assert_eq!(printed.status.code(), Some(2), "{}", printed.err);
     assert!(printed.err.contains("No space left"), "{}", printed.err);
     let mut command = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
-    let output = command
-        .args(["trace", "-s", "--from", &file])
-        .output()
-        .expect("tcpstate starts");
+    let output = run(command.args(["trace", "-s", "--from", &file]));
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("cut off at byte"), "{message}");

@@ -17,7 +17,10 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
-    support::{Printed, Tool, lacks_timewait, nobody_starts, own_netns, skipped, start, text},
+    support::{
+        Printed, Tool, lacks_timewait, nobody_else_starts, nobody_starts, own_netns, skipped,
+        start, text,
+    },
     trace::{abort, reuse_port_listener},
 };
 
@@ -653,6 +656,7 @@ fn nginx_closes_first_without_keep_alive_and_its_client_with() {
                 .arg(flag)
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());
+            let _starting = nobody_else_starts();
             command.status().is_err()
         });
     if let Some((tool, _)) = missing {
