@@ -1,8 +1,13 @@
 //! From the kernel's monotonic time to the time of day.
 
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 use jiff::{Timestamp, tz::TimeZone};
+
+/// Nanoseconds of a second.
+const BILLION: i64 = 1_000_000_000;
+/// The bytes of `2026-11-22T13:45:07.`.
+const WHOLE: usize = 20;
 
 /// Reads `CLOCK_MONOTONIC` in nanoseconds, the clock of every record.
 #[must_use]
@@ -66,6 +71,8 @@ pub struct Clock {
     start: u64,
     offset: i128,
     zone: TimeZone,
+    /// A second since 1970, and how its times begin: those of one second differ in their last digits only.
+    second: Cell<Option<(i64, [u8; WHOLE])>>,
 }
 
 impl Clock {
@@ -82,6 +89,7 @@ impl Clock {
             start,
             offset,
             zone,
+            second: Cell::new(None),
         }
     }
 
@@ -94,7 +102,24 @@ impl Clock {
     /// RFC 3339 in UTC, with nanoseconds.
     #[must_use]
     pub fn rfc3339(&self, monotonic: u64) -> String {
-        format!("{:.9}", self.timestamp(monotonic))
+        let formatted = || format!("{:.9}", self.timestamp(monotonic));
+        let Ok(time) = i64::try_from(i128::from(monotonic) + self.offset) else {
+            return formatted();
+        };
+        let (second, mut rest) = (time.div_euclid(BILLION), time.rem_euclid(BILLION));
+        let Some((_, begins)) = self.second.get().filter(|(known, _)| *known == second) else {
+            let text = formatted();
+            let begins = text.as_bytes().first_chunk().copied();
+            self.second.set(begins.map(|begins| (second, begins)));
+            return text;
+        };
+        let mut digits = *b"000000000Z";
+        for digit in digits.iter_mut().rev().skip(1) {
+            *digit += u8::try_from(rest % 10).unwrap_or_default();
+            rest /= 10;
+        }
+        let bytes = [begins.as_slice(), &digits].concat();
+        String::from_utf8(bytes).unwrap_or_else(|_| formatted())
     }
 
     /// `HH:MM:SS.ffffff` in the time zone of the system.
@@ -114,5 +139,36 @@ impl Clock {
     #[must_use]
     pub const fn since_start(&self, monotonic: u64) -> u64 {
         monotonic.saturating_sub(self.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::tz::TimeZone;
+
+    use super::Clock;
+
+    #[test]
+    fn times_of_one_second_are_formatted_as_those_of_many() {
+        let offsets = [0, 1_795_305_600_000_000_000, -1_500_000_000, i128::MAX / 2];
+        for offset in offsets {
+            let clock = Clock::new(0, offset, TimeZone::UTC);
+            for time in [
+                0,
+                1,
+                999_999_999,
+                1_000_000_000,
+                1_000_000_001,
+                1_123_456_789,
+                1_500_000_000,
+                86_400_000_000_000,
+                u64::MAX,
+                5,
+            ] {
+                let expected = format!("{:.9}", clock.timestamp(time));
+                assert_eq!(clock.rfc3339(time), expected, "{offset} {time}");
+                assert_eq!(clock.rfc3339(time), expected, "once more");
+            }
+        }
     }
 }

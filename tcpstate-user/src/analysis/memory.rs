@@ -51,6 +51,15 @@ impl<T> Memory<T> {
         self.connections.insert(connection, value).or(gone)
     }
 
+    /// The same, but what was remembered of the connection itself is not given back.
+    pub fn replace(&mut self, connection: u64, value: T) -> Option<T> {
+        if let Some(known) = self.connections.get_mut(&connection) {
+            *known = value;
+            return None;
+        }
+        self.insert(connection, value)
+    }
+
     /// Forgets a connection that has ended.
     pub fn remove(&mut self, connection: u64) -> Option<T> {
         self.connections.swap_remove(&connection)

@@ -163,7 +163,7 @@ impl States {
             life.place = Some(self.groups.place(key, cgroup));
             self.count(&life);
         }
-        let gone = self.open.insert(id, life);
+        let gone = self.open.replace(id, life);
         self.leave(gone);
     }
 
@@ -219,9 +219,10 @@ impl Tally for States {
         let event = &transition.event;
         self.listeners.take(transition);
         let id = transition.connection;
-        let before = self.open.remove(id);
+        let before = self.open.get(id).copied();
         self.leave(before);
         if event.new == TcpState::Close {
+            self.open.remove(id);
             return;
         }
         let mut life = before.filter(|_| !event.is_birth()).unwrap_or(Life {
@@ -260,6 +261,8 @@ impl Tally for States {
             wanted,
             process: found.process,
         };
+        let before = self.open.remove(found.connection);
+        self.leave(before);
         let subject = Subject::of_found(found);
         self.enter(found.connection, life, &subject, found.cgroup.as_ref());
     }

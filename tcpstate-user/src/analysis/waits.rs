@@ -230,7 +230,7 @@ impl Waits {
     }
 
     fn keep(&mut self, id: u64, life: Life, time: u64) {
-        if let Some(gone) = self.open.insert(id, life) {
+        if let Some(gone) = self.open.replace(id, life) {
             self.forget(&gone, time);
         }
     }
@@ -291,7 +291,7 @@ impl Tally for Waits {
         }
         let (id, time) = (transition.connection, event.time);
         let subject = Subject::of(transition);
-        let mut known = self.open.remove(id);
+        let mut known = self.open.get(id).copied();
         if event.is_birth()
             && let Some(before) = known.take()
         {
@@ -329,6 +329,7 @@ impl Tally for Waits {
             life.held = self.ports.follow(life.held, now, time, false);
         }
         if event.new == Close {
+            self.open.remove(id);
             self.forget(&life, time);
         } else {
             self.keep(id, life, time);
@@ -360,6 +361,9 @@ impl Tally for Waits {
         if wanted && opened == Opened::Active {
             let now = Some((&subject, found.minisocket));
             life.held = self.ports.follow(None, now, found.time, true);
+        }
+        if let Some(before) = self.open.remove(found.connection) {
+            self.forget(&before, found.time);
         }
         self.keep(found.connection, life, found.time);
     }
