@@ -19,7 +19,7 @@ use crate::{
     kernel::{Missing, drop_privileges},
     recording::{FORMAT, Header, Mark, Parts, ReadError, Step},
     settings::Settings,
-    sink::escape,
+    sink::{escape, json_line},
 };
 
 const INFO_HELP: &str = "\
@@ -88,11 +88,11 @@ pub fn run(args: &InfoArgs) -> Result<Outcome> {
     let header = parts.header().clone();
     let (info, damage) = read(&mut parts, &header);
     let text = if args.json {
-        serde_json::to_string(&info)? + "\n"
+        json_line(&info)?
     } else {
-        text(&info)
+        text(&info).into_bytes()
     };
-    io::stdout().write_all(text.as_bytes())?;
+    io::stdout().write_all(&text)?;
     match damage {
         Some(damage) => Err(anyhow!(damage).context(parts.path().display().to_string())),
         None => Ok(Outcome::Done),

@@ -8,20 +8,23 @@ use std::{
 use anyhow::Result;
 
 use super::{Outcome, args::ProbeArgs};
-use crate::kernel::{
-    capability,
-    probe::{self, Report},
+use crate::{
+    kernel::{
+        capability,
+        probe::{self, Report},
+    },
+    sink::json_line,
 };
 
 /// Prints what this kernel allows. Finding no hook is an error.
 pub fn run(args: &ProbeArgs) -> Result<Outcome> {
     let report = probe::run();
     let text = if args.json {
-        serde_json::to_string(&report)? + "\n"
+        json_line(&report)?
     } else {
-        text(&report)
+        text(&report).into_bytes()
     };
-    io::stdout().write_all(text.as_bytes())?;
+    io::stdout().write_all(&text)?;
     if report.chosen.is_none() {
         anyhow::bail!("no hook can be used here");
     }

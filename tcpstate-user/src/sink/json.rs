@@ -251,9 +251,7 @@ impl<W: Write> Json<W> {
     fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
         // A line is written in a hundred pieces.
         self.line.clear();
-        let mut serializer = serde_json::Serializer::with_formatter(&mut self.line, Harmless);
-        line.serialize(&mut serializer)?;
-        self.line.push(b'\n');
+        write_line(&mut self.line, line)?;
         self.out.write_all(&self.line)
     }
 }
@@ -292,18 +290,57 @@ impl<W: Write> Sink for Json<W> {
     }
 }
 
+/// One object and the end of its line, harmless to a terminal.
+///
+/// # Errors
+/// If it cannot be told in JSON.
+pub fn json_line(object: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    write_line(&mut line, object)?;
+    Ok(line)
+}
+
+fn write_line(line: &mut Vec<u8>, object: &impl Serialize) -> io::Result<()> {
+    let mut serializer = serde_json::Serializer::with_formatter(&mut *line, Harmless::default());
+    object.serialize(&mut serializer)?;
+    line.push(b'\n');
+    Ok(())
+}
+
 /// Compact JSON in which no character is left that a terminal would act upon: serde escapes ASCII control characters,
 /// this the others.
-struct Harmless;
+#[derive(Default)]
+struct Harmless {
+    /// What is written is a key: those are ours.
+    key: bool,
+}
 
 impl Formatter for Harmless {
+    fn begin_object_key<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.key = true;
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b",")
+        }
+    }
+
+    fn end_object_key<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
+        self.key = false;
+        Ok(())
+    }
+
     fn write_string_fragment<W: ?Sized + Write>(
         &mut self,
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
         // Nearly all: nothing is hostile among the printable characters of ASCII.
-        if fragment.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        if self.key || fragment.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
             return writer.write_all(fragment.as_bytes());
         }
         let mut rest = fragment;

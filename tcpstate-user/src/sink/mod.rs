@@ -25,7 +25,7 @@ pub use self::{
     both::Both,
     csv::Csv,
     disguised::Disguised,
-    json::Json,
+    json::{Json, json_line},
     parquet::Parquet,
     perfetto::Perfetto,
     text::{Layout, Text},
