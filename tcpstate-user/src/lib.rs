@@ -14,4 +14,5 @@ pub mod lifecycle;
 pub mod loss;
 pub mod message;
 pub mod recording;
+pub mod settings;
 pub mod sink;

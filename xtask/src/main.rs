@@ -9,6 +9,7 @@ mod checkout;
 mod command;
 mod debian;
 mod ebpf;
+mod generate;
 mod linker;
 mod object;
 mod root;
@@ -46,6 +47,8 @@ enum Task {
     BtfFixture(btf::Args),
     /// Formatting, lints, documentation, and the checked-in eBPF object
     Check,
+    /// Generate a large recording, for measurements
+    Generate(generate::Args),
     /// Run all tests
     Test(test::Args),
     /// Run the tests of the kernel side on other kernels, in emulated machines
@@ -68,6 +71,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Ebpf(args) => ebpf::perform(&args, &checkout),
         Task::BtfFixture(args) => btf::perform(&args),
         Task::Check => check::perform(&checkout),
+        Task::Generate(args) => generate::perform(&args, &checkout),
         Task::Test(args) => test::perform(&args, &checkout),
         Task::Vm(args) => vm::perform(&args, &checkout),
         Task::Run(args) => run::perform(&args, &checkout),

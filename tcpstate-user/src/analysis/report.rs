@@ -154,7 +154,7 @@ impl Reports {
 
     /// So much was lost, none of it later than `at`.
     pub fn lost(&mut self, count: u64, at: u64) {
-        self.lost += count;
+        self.lost = self.lost.saturating_add(count);
         self.tally.lost(at);
     }
 

@@ -144,7 +144,7 @@ pub struct LiveArgs {
 pub const MAX_CONNECTIONS: usize = 1_000_000;
 
 /// How to look at this machine.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub struct KernelArgs {
     /// Size of the ring buffer between kernel and tcpstate (rounded up to a power of two)
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = buffer)]
@@ -256,7 +256,7 @@ impl HookChoice {
 }
 
 /// Filters: all given must agree.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 #[command(
     next_help_heading = "Filters (all given must agree; values of one flag are alternatives)"
 )]

@@ -12,12 +12,13 @@ use clap::Args as ClapArgs;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use super::Outcome;
+use super::{Outcome, args::OutputArgs, progress::Progress};
 use crate::{
     clock::Clock,
     event::{Event, TimeWaitStep},
     kernel::{Missing, drop_privileges},
     recording::{FORMAT, Header, Mark, Parts, ReadError, Step},
+    settings::Settings,
     sink::escape,
 };
 
@@ -52,6 +53,7 @@ struct Info {
     hooks: Vec<&'static str>,
     missing: Vec<Missing>,
     filter: String,
+    settings: Vec<Settings>,
     part: u32,
     transitions: u64,
     minisockets: u64,
@@ -107,12 +109,15 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
         hooks: header.hooks(),
         missing: header.missing.clone(),
         filter: header.filter.clone(),
+        settings: header.settings.clone(),
         part: header.part,
         ..Info::default()
     };
     let mut end = header.begins;
     let mut before: Option<Mark> = None;
+    let mut progress = Progress::new(parts.total(), false, &OutputArgs::default());
     let damage = loop {
+        progress.at(parts.done());
         let block = match parts.next_block() {
             Ok(Some(block)) => block,
             Ok(None) => break None,
@@ -197,6 +202,25 @@ impl Info {
     }
 }
 
+/// What somebody has changed; `-j` has all of them.
+fn settings(info: &Info) -> Vec<(&'static str, String)> {
+    const SHOWN: usize = 10;
+    let known = info.settings.iter();
+    let known: Vec<_> = known.filter(|of| info.netns.contains(&of.netns)).collect();
+    let changed = known.iter().filter_map(|of| {
+        let all = of.changed();
+        let all: Vec<_> = all.map(|(name, value)| format!("{name} {value}")).collect();
+        (!all.is_empty()).then(|| format!("{}: {}", of.netns, escape::text(&all.join(", "))))
+    });
+    let mut lines = vec![("settings", format!("of {} of them", known.len()))];
+    lines.extend(changed.clone().take(SHOWN).map(|text| ("  changed", text)));
+    let more = changed.count().saturating_sub(SHOWN);
+    if more > 0 {
+        lines.push(("  changed", format!("and in {more} more: see --json")));
+    }
+    lines
+}
+
 /// The same for people.
 fn text(info: &Info) -> String {
     let mut out = String::new();
@@ -234,6 +258,9 @@ fn text(info: &Info) -> String {
     line("sockets before", format_args!("{}", info.found));
     let more = if info.more_netns { " and more" } else { "" };
     line("namespaces", format_args!("{}{more}", info.netns.len()));
+    for (name, text) in settings(info) {
+        line(name, format_args!("{text}"));
+    }
     for Missing { what, loses } in &info.missing {
         let (what, loses) = (escape::text(what), escape::text(loses));
         line("not known", format_args!("{loses} (no {what})"));

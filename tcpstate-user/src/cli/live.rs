@@ -24,7 +24,8 @@ use crate::{
     event::Event,
     filter::Filter,
     kernel::{
-        Attached, Cgroups, Hook, Missing, Reader, Request, TimeWaitHook, Tracer, drop_privileges,
+        self, Attached, Cgroups, Hook, Missing, Reader, Request, TimeWaitHook, Tracer,
+        drop_privileges,
     },
     message::say,
     recording::Header,
@@ -37,6 +38,8 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const TURN: Duration = Duration::from_millis(100);
 /// How long what is left in the ring buffer is still shown when the run has ended.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How long to look for network namespaces.
+const SEARCH: Duration = Duration::from_secs(2);
 /// After which time we say what we are waiting for.
 const HINT: Duration = Duration::from_secs(1);
 
@@ -59,11 +62,15 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
     };
     let attached = Attached::new(&request)?;
     check(&filter, attached.plan.hook)?;
-    let header = Header::new(
+    let mut header = Header::new(
         &attached.plan,
         attached.start,
         args.filter.given(filter.netns),
     );
+    if shape.wants_settings() || args.recording.record.is_some() {
+        // While we may enter network namespaces.
+        header.settings = kernel::settings(SEARCH);
+    }
     let tape = record::begin(&args.recording, &header)?;
     // Its thread needs privileges for as long as it reads.
     let reader = attached

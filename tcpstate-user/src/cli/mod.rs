@@ -8,6 +8,7 @@ mod names;
 mod output;
 mod periodic;
 mod probe;
+mod progress;
 mod record;
 mod replay;
 mod shape;
@@ -16,7 +17,7 @@ mod timewait;
 mod view;
 mod window;
 
-use std::{io, process::ExitCode};
+use std::{env, ffi::OsString, io, process::ExitCode};
 
 use clap::Parser;
 
@@ -41,39 +42,58 @@ enum Outcome {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
-        Err(error) => {
+    match CommandLine::parse(env::args_os()) {
+        Ok(command) => command.run(),
+        Err(code) => code,
+    }
+}
+
+/// A command line that is understood.
+#[derive(Debug)]
+pub struct CommandLine(Args);
+
+impl CommandLine {
+    /// Understands these words, of which the first is the name of the program.
+    ///
+    /// # Errors
+    /// What the process should end with, if they are none, or ask for help; that has been said then.
+    pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, ExitCode> {
+        Args::try_parse_from(words).map(Self).map_err(|error| {
             // Help asked for is no failure; a closed pipe is none either.
             let _ = error.print();
-            return if error.use_stderr() {
+            if error.use_stderr() {
                 ExitCode::from(FAILED)
             } else {
                 ExitCode::SUCCESS
-            };
-        }
-    };
-    let result = match args.command {
-        Command::Trace(trace) => live::run(&trace.live, Shape::Transitions),
-        Command::Conns(conns) => {
-            let running = conns.running;
-            live::run(&conns.live, Shape::Connections { running })
-        }
-        Command::States(states) => states::states(&states),
-        Command::Timewait(waits) => timewait::timewait(&waits),
-        Command::Closers(closers) => periodic::closers(&closers),
-        Command::Hist(hist) => periodic::hist(&hist),
-        Command::Record(record) => record::run(*record),
-        Command::Info(info) => info::run(&info),
-        Command::Probe(probe) => probe::run(&probe),
-    };
-    match result {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Nothing) => ExitCode::from(NOTHING),
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(format_args!("{error:#}"));
-            ExitCode::from(FAILED)
+            }
+        })
+    }
+
+    /// Does what it says. The calling thread has fewer privileges afterwards.
+    #[must_use]
+    pub fn run(&self) -> ExitCode {
+        let result = match &self.0.command {
+            Command::Trace(trace) => live::run(&trace.live, Shape::Transitions),
+            Command::Conns(conns) => {
+                let running = conns.running;
+                live::run(&conns.live, Shape::Connections { running })
+            }
+            Command::States(states) => states::states(states),
+            Command::Timewait(waits) => timewait::timewait(waits),
+            Command::Closers(closers) => periodic::closers(closers),
+            Command::Hist(hist) => periodic::hist(hist),
+            Command::Record(record) => record::run(record),
+            Command::Info(info) => info::run(info),
+            Command::Probe(probe) => probe::run(probe),
+        };
+        match result {
+            Ok(Outcome::Done) => ExitCode::SUCCESS,
+            Ok(Outcome::Nothing) => ExitCode::from(NOTHING),
+            Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+            Err(error) => {
+                say(format_args!("{error:#}"));
+                ExitCode::from(FAILED)
+            }
         }
     }
 }

@@ -146,7 +146,7 @@ pub fn closers(args: &ClosersArgs) -> Result<Outcome> {
     }
     let by = By::new(&args.by, args.period.prefix);
     let order = order(&args.sort, args.period.top, &by.columns(), Closers::COLUMNS)?;
-    let tally = move |conditions: &Conditions| -> Box<dyn Tally> {
+    let tally = move |conditions: &Conditions<'_>| -> Box<dyn Tally> {
         Box::new(Closers::new(
             by,
             order,
@@ -185,7 +185,7 @@ pub fn hist(args: &HistArgs) -> Result<Outcome> {
         timewait: true,
         limit: 0,
     };
-    let tally = move |conditions: &Conditions| -> Box<dyn Tally> {
+    let tally = move |conditions: &Conditions<'_>| -> Box<dyn Tally> {
         Box::new(Hist::new(HistOptions {
             timewait: conditions.timewait,
             limit: conditions.limit,
@@ -199,8 +199,18 @@ pub(super) fn run(
     live: &LiveArgs,
     period: &PeriodArgs,
     calls: bool,
-    tally: impl FnOnce(&Conditions) -> Box<dyn Tally> + 'static,
+    tally: impl FnOnce(&Conditions<'_>) -> Box<dyn Tally> + 'static,
 ) -> Result<Outcome> {
+    live::run(live, Shape::Reports(periodic(live, period, calls, tally)?))
+}
+
+/// A periodic view with these flags.
+pub(super) fn periodic(
+    live: &LiveArgs,
+    period: &PeriodArgs,
+    calls: bool,
+    tally: impl FnOnce(&Conditions<'_>) -> Box<dyn Tally> + 'static,
+) -> Result<Periodic> {
     let reports = match (period.interval, period.reports, live.count) {
         (_, Some(_), Some(_)) => {
             bail!("--count: the number of reports is given twice; leave one of the two out")
@@ -210,13 +220,13 @@ pub(super) fn run(
         }
         (_, reports, count) => reports.or(count),
     };
-    let periodic = Periodic {
+    Ok(Periodic {
         tally: Box::new(tally),
         calls,
         every: period.interval,
         reports,
-    };
-    live::run(live, Shape::Reports(periodic))
+        settings: false,
+    })
 }
 
 /// The order of groups; the column must be there.

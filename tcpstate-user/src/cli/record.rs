@@ -89,7 +89,7 @@ pub struct RecordingArgs {
 }
 
 /// Runs `tcpstate record`.
-pub fn run(args: RecordArgs) -> Result<Outcome> {
+pub fn run(args: &RecordArgs) -> Result<Outcome> {
     let filter = &args.filter;
     let later = [
         ("--pid", filter.pid.is_empty()),
@@ -103,14 +103,14 @@ pub fn run(args: RecordArgs) -> Result<Outcome> {
         );
     }
     let live = LiveArgs {
-        filter: args.filter,
+        filter: args.filter.clone(),
         output: OutputArgs::default(),
         duration: args.duration,
         count: None,
         max_connections: MAX_CONNECTIONS,
-        kernel: args.kernel,
+        kernel: args.kernel.clone(),
         recording: RecordingArgs {
-            record: Some(args.file),
+            record: Some(args.file.clone()),
             rotate: args.rotate,
             ..RecordingArgs::default()
         },

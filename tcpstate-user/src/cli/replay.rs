@@ -11,6 +11,7 @@ use super::{
     live,
     names::Names,
     output,
+    progress::Progress,
     shape::Shape,
     view::{Losses, View},
     window::Window,
@@ -67,6 +68,7 @@ pub fn run(args: &LiveArgs, shape: Shape, path: &Path) -> Result<Outcome> {
     if let (true, Ok(Some(block))) = (skipped, &first) {
         header.begins = block.mark.now;
     }
+    let progress = Progress::new(parts.total(), shape.shows_meanwhile(), &args.output);
     let sink = live::sink(args, &shape, target, &header)?;
     let mut view = View::new(args, filter, Names::recorded(), sink, &header, shape);
     view.look_through(Window::new(since, until, netns));
@@ -80,6 +82,7 @@ pub fn run(args: &LiveArgs, shape: Shape, path: &Path) -> Result<Outcome> {
         until: until.unwrap_or(u64::MAX),
         now: header.begins,
         end: None,
+        progress,
     };
     let damage = replay.all(&mut parts, first).map_err(live::explain)?;
     let began = since.map_or(header.begins, |since| since.max(header.begins));
@@ -109,6 +112,7 @@ struct Replay {
     now: u64,
     /// When the run ended, if it has.
     end: Option<u64>,
+    progress: Progress,
 }
 
 /// What comes after a step.
@@ -140,6 +144,7 @@ impl Replay {
                 Ok(None) => return Ok(None),
                 Err(damage) => return Ok(Some(damage)),
             };
+            self.progress.at(parts.done());
             for step in parts.steps() {
                 let next = match step {
                     Ok(step) => self.step(step)?,
@@ -204,6 +209,8 @@ impl Replay {
     fn finish(&mut self, end: u64) -> Result<()> {
         let end = end.min(self.until);
         self.end = Some(end);
+        // What is shown at the end may go to the same terminal.
+        self.progress.end();
         Ok(self.view.finish(end)?)
     }
 

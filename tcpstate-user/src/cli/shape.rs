@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{analysis::Tally, sink::Rows};
+use crate::{analysis::Tally, settings::Settings, sink::Rows};
 
 /// What is to be shown.
 pub enum Shape {
@@ -20,7 +20,7 @@ pub enum Shape {
 }
 
 /// Makes a periodic view, when it is known what can be observed.
-pub type MakeTally = Box<dyn FnOnce(&Conditions) -> Box<dyn Tally>>;
+pub type MakeTally = Box<dyn FnOnce(&Conditions<'_>) -> Box<dyn Tally>>;
 
 /// A periodic view.
 pub struct Periodic {
@@ -32,23 +32,45 @@ pub struct Periodic {
     pub every: Option<Duration>,
     /// After how many reports to end.
     pub reports: Option<u64>,
+    /// Whether it has to know what network namespaces have set.
+    pub settings: bool,
 }
 
 /// What a periodic view has to know of the run.
 #[derive(Clone, Copy, Debug)]
-pub struct Conditions {
+pub struct Conditions<'a> {
     /// The life of TIME_WAIT is observed.
     pub timewait: bool,
     /// System calls are watched.
     pub calls: bool,
     /// How many connections may be remembered.
     pub limit: usize,
+    /// What network namespaces had set when the run began, where that could be read.
+    pub settings: &'a [Settings],
 }
 
 impl Shape {
     /// Whether system calls that failed are told of.
     pub const fn tells_calls(&self) -> bool {
         matches!(self, Self::Reports(Periodic { calls: true, .. }))
+    }
+
+    /// Whether there is something to show before the end.
+    pub const fn shows_meanwhile(&self) -> bool {
+        match self {
+            Self::Transitions | Self::Connections { .. } => true,
+            Self::Reports(periodic) => periodic.every.is_some(),
+            Self::Recording => false,
+        }
+    }
+
+    /// Whether the settings of network namespaces have to be known.
+    pub const fn wants_settings(&self) -> bool {
+        match self {
+            Self::Transitions | Self::Connections { .. } => false,
+            Self::Reports(periodic) => periodic.settings,
+            Self::Recording => true,
+        }
     }
 
     /// What the rows of the output are.

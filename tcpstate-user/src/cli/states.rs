@@ -89,7 +89,7 @@ pub fn states(args: &StatesArgs) -> Result<Outcome> {
         &by.columns(),
         &States::columns(&by, &states),
     )?;
-    let tally = move |conditions: &Conditions| -> Box<dyn Tally> {
+    let tally = move |conditions: &Conditions<'_>| -> Box<dyn Tally> {
         Box::new(States::new(StatesOptions {
             by,
             order,
@@ -112,7 +112,7 @@ fn leaks(args: &StatesArgs, states: Vec<TcpState>) -> Result<Outcome> {
     let sort = args.sort.as_deref().unwrap_or(Leaks::SORT);
     let order = order(sort, args.period.top, &[], &Leaks::columns(by.as_ref()))?;
     let least = u64::try_from(args.older.as_nanos()).unwrap_or(u64::MAX);
-    let tally = move |conditions: &Conditions| -> Box<dyn Tally> {
+    let tally = move |conditions: &Conditions<'_>| -> Box<dyn Tally> {
         Box::new(Leaks::new(LeaksOptions {
             by,
             order,

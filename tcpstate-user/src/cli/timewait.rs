@@ -1,20 +1,16 @@
 //! `tcpstate timewait`.
 
-use std::time::Duration;
-
 use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
 use super::{
     Outcome,
     args::LiveArgs,
-    periodic::{PeriodArgs, dimension, order, run},
-    shape::Conditions,
+    live,
+    periodic::{PeriodArgs, dimension, order, periodic},
+    shape::{Conditions, Periodic, Shape},
 };
-use crate::{
-    analysis::{By, Dimension, Tally, Waits, WaitsOptions},
-    kernel,
-};
+use crate::analysis::{By, Dimension, Tally, Waits, WaitsOptions};
 
 const WAITS_HELP: &str = "\
   NOW      sockets in TIME_WAIT; `>=`: some minisockets in FIN_WAIT2 may be there too
@@ -64,8 +60,6 @@ pub struct WaitsArgs {
 
 /// Runs `tcpstate timewait`.
 pub fn timewait(args: &WaitsArgs) -> Result<Outcome> {
-    /// How long to look for network namespaces.
-    const SEARCH: Duration = Duration::from_secs(2);
     if !args.live.filter.state.is_empty() {
         bail!("--state: timewait shows TIME_WAIT; `tcpstate states` shows the others");
     }
@@ -76,19 +70,23 @@ pub fn timewait(args: &WaitsArgs) -> Result<Outcome> {
         &by.columns(),
         &Waits::columns(),
     )?;
-    // While we may enter network namespaces.
-    let ports = kernel::local_ports(SEARCH);
-    let tally = move |conditions: &Conditions| -> Box<dyn Tally> {
+    let tally = move |conditions: &Conditions<'_>| -> Box<dyn Tally> {
+        let ports = conditions.settings.iter();
+        let ports = ports.filter_map(|settings| Some((settings.netns, settings.local_ports()?)));
         Box::new(Waits::new(WaitsOptions {
             by,
             order,
             timewait: conditions.timewait,
             calls: conditions.calls,
-            ports,
+            ports: ports.collect(),
             limit: conditions.limit,
         }))
     };
-    run(&args.live, &args.period, true, tally)
+    let periodic = Periodic {
+        settings: true,
+        ..periodic(&args.live, &args.period, true, tally)?
+    };
+    live::run(&args.live, Shape::Reports(periodic))
 }
 
 fn waits_dimension(text: &str) -> Result<Dimension, String> {

@@ -18,7 +18,7 @@ use crate::{
         CallEvent, CallStep, Event, Process, SocketEvent, TimeWaitEvent, TimeWaitStep,
         TransitionEvent,
     },
-    filter::{Filter, Gate, Unattributed},
+    filter::{Admitted, Filter, Gate, Unattributed},
     kernel::{Owners, TimeWaitHook},
     lifecycle::{Counts, Found, Lifecycle, Round, Transition},
     recording::{Header, Holder, Step, Tape},
@@ -351,19 +351,29 @@ impl View {
             self.repeated += 1;
             return Ok(());
         }
-        for admitted in self.gate.admit(&self.filter, event).into_iter().flatten() {
-            let transition = self.lifecycle.transition(admitted.event);
-            if !admitted.wanted {
-                if let Some(reports) = &mut self.reports {
-                    reports.take(&transition, false);
-                }
-                continue;
-            }
-            if let Some(transition) = self.lifecycle.hold(transition) {
-                self.show(&transition)?;
-            }
+        let [held, admitted] = self.gate.admit(&self.filter, event);
+        // Seldom, and a loop would copy both.
+        if let Some(held) = held {
+            self.admitted(held)?;
         }
-        Ok(())
+        admitted.map_or(Ok(()), |admitted| self.admitted(admitted))
+    }
+
+    fn admitted(&mut self, Admitted { event, wanted }: Admitted) -> io::Result<()> {
+        let transition = self.lifecycle.transition(event);
+        if !wanted {
+            if let Some(reports) = &mut self.reports {
+                reports.take(&transition, false);
+            }
+            return Ok(());
+        }
+        if !self.lifecycle.polls() {
+            return self.show(&transition);
+        }
+        match self.lifecycle.hold(transition) {
+            Some(transition) => self.show(&transition),
+            None => Ok(()),
+        }
     }
 
     fn call(&mut self, event: &CallEvent) {
@@ -618,6 +628,7 @@ fn reports(periodic: Periodic, header: &Header, limit: usize) -> Reports {
         timewait,
         calls: header.calls,
         limit,
+        settings: &header.settings,
     });
     let every = periodic
         .every

@@ -6,7 +6,6 @@ pub mod capability;
 mod cgroup;
 mod existing;
 mod format;
-mod local_ports;
 mod misses;
 mod netns;
 mod observer;
@@ -14,18 +13,19 @@ mod owners;
 pub mod plan;
 pub mod probe;
 mod refusal;
+mod settings;
 mod tracer;
 
 pub use call::CallRequest;
 pub use capability::{drop_privileges, keep_files};
 pub use cgroup::Cgroups;
 pub use existing::{List, Progress, Reader};
-pub use local_ports::local_ports;
 pub use netns::find as find_netns;
 pub use observer::{TimeWaitHook, TimeWaitRequest};
 pub use owners::Owners;
 pub use plan::{Attached, Hook, Missing, Plan, Request, hook_names};
 pub use refusal::{Attempt, Refused};
+pub use settings::settings;
 pub use tracer::{Counters, Tracer};
 
 /// Whether process ids mean the same to us as to the kernel.

@@ -50,7 +50,8 @@ impl Counters {
     #[must_use]
     pub const fn missed(&self, repeated: u64) -> u64 {
         let taken = self.second_looks.saturating_sub(repeated);
-        self.unobserved + self.passed_over.saturating_sub(taken)
+        let passed_over = self.passed_over.saturating_sub(taken);
+        self.unobserved.saturating_add(passed_over)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     clock,
     kernel::{Hook, Missing, Plan, TimeWaitHook, hook_names},
     lifecycle::Callers,
+    settings::Settings,
 };
 
 /// What a view has to know of a run, and what a reader wants to know of it. Times are nanoseconds of `CLOCK_MONOTONIC` of the
@@ -41,6 +42,9 @@ pub struct Header {
     pub missing: Vec<Missing>,
     /// The filters that decided what was recorded, as they were given; empty if there were none.
     pub filter: String,
+    /// What the network namespaces had set that could be found and entered when it began; empty if nobody asked.
+    #[serde(default)]
+    pub settings: Vec<Settings>,
     /// When the hooks were in place.
     pub start: u64,
     /// The time of day when this clock was zero, in nanoseconds since 1970.
@@ -115,6 +119,7 @@ impl Header {
             calls: plan.calls,
             missing: plan.missing.clone(),
             filter,
+            settings: Vec::new(),
             start,
             zero,
             boot: clock::boot(),

@@ -69,6 +69,10 @@ pub struct Parts {
     reader: Reader<File>,
     /// Those that follow, the next one last.
     rest: Vec<PathBuf>,
+    /// Bytes of the parts before this one.
+    before: u64,
+    /// Bytes of all parts.
+    total: u64,
 }
 
 impl Parts {
@@ -87,12 +91,27 @@ impl Parts {
             first = rest.pop().unwrap_or(first);
         }
         let reader = open(&first).map_err(|error| (first.clone(), error))?;
+        let total = rest.iter().chain([&first]).map(|path| length(path)).sum();
         Ok(Self {
             header: reader.header().clone(),
             path: first,
             reader,
             rest,
+            before: 0,
+            total,
         })
+    }
+
+    /// Bytes of all parts, as they were when they were opened.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// How many of them have been read, or passed over.
+    #[must_use]
+    pub const fn done(&self) -> u64 {
+        self.before + self.reader.offset()
     }
 
     /// What is known of the run, from the first part.
@@ -118,6 +137,7 @@ impl Parts {
             if next.header().begins >= time {
                 break;
             }
+            self.before += length(&self.path);
             self.path = self.rest.pop().unwrap_or_default();
             self.reader = next;
             skipped = true;
@@ -138,6 +158,7 @@ impl Parts {
                 return Ok(None);
             };
             let mut reader = open(&next)?;
+            self.before += self.reader.offset();
             self.path = next;
             if reader.header().id != self.header.id {
                 return Err(ReadError::NoRecording(
@@ -156,6 +177,10 @@ impl Parts {
     pub fn steps(&self) -> Steps<'_> {
         self.reader.steps()
     }
+}
+
+fn length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 fn open(path: &Path) -> Result<Reader<File>, ReadError> {

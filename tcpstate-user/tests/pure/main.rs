@@ -8,8 +8,11 @@ mod connections;
 mod decode;
 mod found;
 mod gate;
+mod generated;
 mod hist;
 mod lifecycle;
+#[path = "../../examples/generate/machine/mod.rs"]
+mod machine;
 mod output;
 mod poll;
 mod properties;

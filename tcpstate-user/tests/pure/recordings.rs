@@ -32,6 +32,7 @@ fn header(callers: Callers, tick: u64) -> Header {
         calls: false,
         missing: Vec::new(),
         filter: String::new(),
+        settings: Vec::new(),
         start: START,
         zero: 1_800_000_000_000_000_000,
         boot: 1_800_000_000_000_000_000,

@@ -7,11 +7,18 @@ use std::{
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
     path::PathBuf,
     process::Command,
+    time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::signal::Signal,
+};
+use serde_json::Value;
 
-use crate::support::{Tool, for_each_observer, nobody_starts, own_netns, port, skipped};
+use crate::support::{
+    Tool, for_each_observer, nobody_starts, own_netns, port, skipped, start, sysctl,
+};
 
 /// A folder that is gone when the test is.
 struct Folder(PathBuf);
@@ -81,13 +88,16 @@ fn a_recording_shows_what_the_view_showed() {
         let before = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
         let to = (Ipv4Addr::LOCALHOST, port(before.local_addr()));
         let client = TcpStream::connect(to).expect("a connection");
-        let views: [&[&str]; 6] = [
+        let views: [&[&str]; 8] = [
             &["trace", "-j"],
             &["trace", "-s", "--state", "close"],
             &["conns", "-j", "--running"],
             &["conns", "-s"],
             &["closers", "-j", "--by", "pid,service", "0.2"],
             &["hist", "-j"],
+            &["states", "-j"],
+            // With the local ports of this namespace.
+            &["timewait", "-j"],
         ];
         let running: Vec<_> = views
             .iter()
@@ -164,7 +174,7 @@ fn the_last_parts_are_kept_and_read_as_one() {
     parts.sort();
     assert_eq!(parts.len(), 2, "{parts:?}");
     let transitions = |file: &str| -> u64 {
-        let info: serde_json::Value =
+        let info: Value =
             serde_json::from_str(&shown(&["info", "-j", file])).expect("one JSON object");
         info["transitions"].as_u64().expect("a number")
     };
@@ -192,11 +202,11 @@ fn a_recorder_that_is_killed_leaves_what_it_has_written() {
     let file = folder.file("killed.tcps");
     let tool = Tool::start(&["record", &file, "--netns", "self"]);
     traffic(10);
-    let long_enough = std::time::Duration::from_secs(10);
-    let began = std::time::Instant::now();
+    let long_enough = Duration::from_secs(10);
+    let began = Instant::now();
     let header = fs::metadata(&file).expect("the file").len();
     while fs::metadata(&file).expect("the file").len() == header && began.elapsed() < long_enough {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
     }
     tool.signal(Signal::SIGKILL);
     tool.wait();
@@ -209,4 +219,142 @@ fn a_recorder_that_is_killed_leaves_what_it_has_written() {
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("the end is missing"), "{message}");
     assert!(String::from_utf8_lossy(&output.stdout).lines().count() > 100);
+}
+
+#[test]
+fn a_recording_knows_what_namespaces_had_set() {
+    if skipped("a_recording_knows_what_namespaces_had_set") {
+        return;
+    }
+    own_netns();
+    sysctl("net/ipv4/tcp_fin_timeout", "31");
+    let folder = Folder::new("settings");
+    let file = folder.file("settings.tcps");
+    let tool = Tool::start(&["record", &file, "--netns", "self"]);
+    traffic(1);
+    assert!(tool.stop().status.success());
+    let info: Value = serde_json::from_str(&shown(&["info", "-j", &file])).expect("an object");
+    let ours = &info["netns"][0];
+    let settings = info["settings"].as_array().expect("an array");
+    let of_ours = |settings: &&Value| settings["netns"] == *ours;
+    let values = &settings.iter().find(of_ours).expect("ours")["values"];
+    assert_eq!(values["tcp_fin_timeout"], "31");
+    assert_eq!(values["ip_local_port_range"], "2000 65000");
+    let text = shown(&["info", &file]);
+    assert!(text.contains("tcp_fin_timeout 31"), "{text}");
+}
+
+/// It is still our child, and a zombie.
+fn has_ended(tool: &Tool) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", tool.id())).expect("our child");
+    stat.contains(") Z ")
+}
+
+#[test]
+fn a_full_disk_ends_a_recording_and_what_was_written_can_be_read() {
+    if skipped("a_full_disk_ends_a_recording_and_what_was_written_can_be_read") {
+        return;
+    }
+    own_netns();
+    let folder = Folder::new("full");
+    // Seen by this thread, and by what it starts.
+    unshare(CloneFlags::CLONE_NEWNS).expect("mounts of our own");
+    let path = folder.0.to_str().expect("text");
+    for arguments in [
+        &["--make-rprivate", "/"][..],
+        &["-t", "tmpfs", "-o", "size=64k", "tmpfs", path],
+    ] {
+        let mounted = start(Command::new("mount").args(arguments)).wait();
+        assert!(mounted.expect("mount ends").success(), "{arguments:?}");
+    }
+    let file = folder.file("full.tcps");
+    let tool = Tool::start(&["record", &file, "--netns", "self"]);
+    let long_enough = Duration::from_secs(60);
+    let began = Instant::now();
+    while !has_ended(&tool) && began.elapsed() < long_enough {
+        traffic(100);
+    }
+    // It ends by itself.
+    let printed = tool.wait();
+    assert_eq!(printed.status.code(), Some(2), "{}", printed.err);
+    assert!(printed.err.contains("No space left"), "{}", printed.err);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
+    let output = command
+        .args(["trace", "-s", "--from", &file])
+        .output()
+        .expect("tcpstate starts");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("cut off at byte"), "{message}");
+    assert!(String::from_utf8_lossy(&output.stdout).lines().count() > 100);
+    start(Command::new("umount").arg(path))
+        .wait()
+        .expect("umount ends");
+}
+
+/// The thread of a process that has this name, which it gives itself.
+fn thread_of(process: u32, name: &str) -> libc::pid_t {
+    let find = || {
+        let threads = fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+        let mut named = threads.flatten().filter(|thread| {
+            let comm = fs::read_to_string(thread.path().join("comm"));
+            comm.is_ok_and(|comm| comm.trim() == name)
+        });
+        named.next()?.file_name().into_string().ok()?.parse().ok()
+    };
+    let began = Instant::now();
+    loop {
+        if let Some(thread) = find() {
+            return thread;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "no {name}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_slow_disk_costs_records_that_are_counted() {
+    if skipped("a_slow_disk_costs_records_that_are_counted") {
+        return;
+    }
+    own_netns();
+    let folder = Folder::new("slow");
+    let file = folder.file("slow.tcps");
+    let more = ["--netns", "self", "--timewait", "off", "--skip-existing"];
+    let witness = Tool::start(&[&["closers", "-j"], &more[..]].concat());
+    let tool = Tool::start(&[&["record", &file], &more[..]].concat());
+    // As if it waited for the disk: the thread that writes stops, and no other.
+    let writer = thread_of(tool.id(), "recorder");
+    let ptrace = |request, expected: &str| {
+        // SAFETY: these requests take no memory of ours.
+        let result = unsafe { libc::ptrace(request, writer, 0, 0) };
+        assert_eq!(result, 0, "{expected}: {}", std::io::Error::last_os_error());
+    };
+    ptrace(libc::PTRACE_SEIZE, "it is our child");
+    ptrace(libc::PTRACE_INTERRUPT, "it is seized");
+    let mut status = 0;
+    // SAFETY: `status` lives through the call.
+    let stopped = unsafe { libc::waitpid(writer, &raw mut status, libc::__WALL) };
+    assert_eq!(stopped, writer);
+    // More than the 32 MiB that may wait: each round is 28 records of 163 bytes.
+    traffic(9000);
+    ptrace(libc::PTRACE_DETACH, "it is stopped");
+    traffic(10);
+    let recorded = tool.stop();
+    let witness = witness.stop();
+    assert!(recorded.status.success(), "{}", recorded.err);
+    let info: Value = serde_json::from_str(&shown(&["info", "-j", &file])).expect("an object");
+    let number = |value: &Value| value.as_u64().expect("a number");
+    let unrecorded = number(&info["lost"]["unrecorded"]);
+    assert!(unrecorded > 0, "{}", recorded.err);
+    let summary = witness.out.lines().last().expect("a summary");
+    let summary: Value = serde_json::from_str(summary).expect("an object");
+    let seen = number(&summary["events"]);
+    assert_eq!(number(&info["transitions"]) + unrecorded, seen);
+    let text = shown(&["info", &file]);
+    let told = format!("{unrecorded}: the disk was too slow");
+    assert!(text.contains(&told), "{text}");
+    // A view of it says so too, and where.
+    let view = shown(&["closers", "-j", "--from", &file]);
+    assert!(view.contains("\"unrecorded\""), "{view}");
 }
