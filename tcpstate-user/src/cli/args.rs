@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use tcpstate_common::{config::PortRange, state::TcpState};
 
 use super::{
+    doctor::DoctorArgs,
     info::InfoArgs,
     periodic::{ClosersArgs, HistArgs},
     record::{RecordArgs, RecordingArgs},
@@ -44,6 +45,8 @@ pub enum Command {
     Closers(Box<ClosersArgs>),
     /// Measure the time spent in each state, and in the close as a whole
     Hist(Box<HistArgs>),
+    /// Watch for half a minute, and say what is wrong with TCP here, who causes it, and what to change
+    Doctor(Box<DoctorArgs>),
     /// Record what happens in a file, to be looked at later, elsewhere and without root (--from)
     Record(Box<RecordArgs>),
     /// Say what a recording is of: machine, time, counts, losses, and whether it is whole
@@ -372,6 +375,24 @@ impl OutputArgs {
 }
 
 impl FilterArgs {
+    /// Everything in one network namespace, or in all.
+    #[must_use]
+    pub fn of_netns(netns: Option<String>) -> Self {
+        Self {
+            pid: Vec::new(),
+            comm: Vec::new(),
+            local_port: Vec::new(),
+            remote_port: Vec::new(),
+            cidr: Vec::new(),
+            state: Vec::new(),
+            netns,
+            cgroup: Vec::new(),
+            ipv4: false,
+            ipv6: false,
+            protocol: vec![ProtocolChoice::One(Protocol::Tcp)],
+        }
+    }
+
     /// The filter, with everything looked up that it names.
     ///
     /// # Errors

@@ -226,6 +226,7 @@ pub(super) fn periodic(
         every: period.interval,
         reports,
         settings: false,
+        silent: false,
     })
 }
 

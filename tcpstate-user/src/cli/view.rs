@@ -624,14 +624,16 @@ impl View {
 
 fn reports(periodic: Periodic, header: &Header, limit: usize) -> Reports {
     let timewait = header.timewait.is_some();
+    let hooks = header.hooks();
     let tally = (periodic.tally)(&Conditions {
         timewait,
         calls: header.calls,
         limit,
+        hooks: &hooks,
         settings: &header.settings,
     });
     let every = periodic
         .every
         .map(|every| u64::try_from(every.as_nanos()).unwrap_or(u64::MAX));
-    Reports::new(tally, header.hooks(), header.begins, every)
+    Reports::new(tally, hooks, header.begins, every)
 }

@@ -7,6 +7,7 @@
 mod calls;
 mod churn;
 mod closes;
+mod doctor;
 mod exhaustion;
 mod existing;
 mod filters;

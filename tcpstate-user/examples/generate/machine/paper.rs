@@ -37,6 +37,7 @@ impl<W: Write> Paper<W> {
             host: "generated".to_owned(),
             hook: Hook::BtfTracepoint,
             timewait: Some(TimeWaitHook::Fentry),
+            calls: false,
             missing: Vec::new(),
             filter: String::new(),
             settings: Vec::new(),
