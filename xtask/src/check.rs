@@ -39,7 +39,13 @@ pub fn perform(checkout: &Checkout) -> Result<ExitCode> {
 
 fn formatting(checkout: &Checkout) -> Result<bool> {
     let mut fmt = cargo(checkout, &["fmt", "--all", "--check"]);
-    let good = succeeds(&mut fmt, toolchain::SET_UP)?;
+    let mut good = succeeds(&mut fmt, toolchain::SET_UP)?;
+    // A workspace of its own.
+    let mut fmt = cargo(
+        checkout,
+        &["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"],
+    );
+    good &= succeeds(&mut fmt, toolchain::SET_UP)?;
     if !good {
         let toolchain = toolchain::name().unwrap_or(toolchain::PINNED);
         eprintln!("`cargo +{toolchain} fmt --all` mends it");

@@ -12,8 +12,8 @@ use crate::{command, root};
 pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 const FOR_LINKER: [&str; 3] = ["llvm-22-dev", "libzstd-dev", "zlib1g-dev"];
-/// What a test compares with: a web server and its load.
-const FOR_TESTS: [&str; 2] = ["apache2-utils", "nginx-light"];
+/// What a test compares with: a web server and its load, and what reads exports.
+const FOR_TESTS: [&str; 3] = ["apache2-utils", "nginx-light", "python3-venv"];
 /// qemu, what unpacks kernels, what compiles C for static programs, and the programs that the tests start in a guest.
 const FOR_GUESTS: [&str; 6] = [
     "iproute2",
@@ -23,6 +23,8 @@ const FOR_GUESTS: [&str; 6] = [
     "util-linux",
     "xz-utils",
 ];
+/// Other tools to measure beside ours, and what makes network devices.
+const FOR_BENCH: [&str; 4] = ["bpftrace", "iproute2", "libbpf-tools", "linux-perf"];
 
 pub fn is_here() -> bool {
     command::exists("apt-get") && command::exists("dpkg-query")
@@ -43,20 +45,32 @@ pub fn missing() -> Vec<&'static str> {
     } else {
         &FOR_LINKER
     };
-    let installed = |package: &str| {
-        let mut query = Command::new("dpkg-query");
-        query.args(["--show", "--showformat=${db:Status-Status}\n", package]);
-        // One line for each architecture.
-        command::answer(&mut query)
-            .is_some_and(|states| states.lines().any(|state| state == "installed"))
-    };
     for_linker
         .iter()
         .chain(&FOR_TESTS)
         .chain(&FOR_GUESTS)
         .copied()
-        .filter(|package| !installed(package))
+        .filter(|package| !is_installed(package))
         .collect()
+}
+
+/// The same of what `cargo xtask bench` measures beside ours.
+pub fn missing_for_bench() -> Vec<&'static str> {
+    if !is_here() {
+        return Vec::new();
+    }
+    FOR_BENCH
+        .into_iter()
+        .filter(|package| !is_installed(package))
+        .collect()
+}
+
+fn is_installed(package: &str) -> bool {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat=${db:Status-Status}\n", package]);
+    // One line for each architecture.
+    command::answer(&mut query)
+        .is_some_and(|states| states.lines().any(|state| state == "installed"))
 }
 
 pub fn install(packages: &[&str]) -> Result<()> {
@@ -66,7 +80,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     let Some(mut install) = apt_get()? else {
         bail!(
             "the packages {0} are missing, and installing them takes root or sudo: \
-             run `apt-get install {0}` as root, then `cargo xtask setup` again",
+             run `apt-get install {0}` as root, then this again",
             packages.join(" ")
         );
     };

@@ -2,6 +2,7 @@
 //!
 //! Every task answers like `grep`: 0 for yes, 1 for no (a check or a test failed), 2 when it could not be tried.
 
+mod bench;
 mod btf;
 mod built_with;
 mod check;
@@ -9,9 +10,11 @@ mod checkout;
 mod command;
 mod debian;
 mod ebpf;
+mod fuzz;
 mod generate;
 mod linker;
 mod object;
+mod python;
 mod root;
 mod run;
 mod setup;
@@ -39,7 +42,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what rebuilding the eBPF object and virtual machines need
+    /// Install what rebuilding the eBPF object, virtual machines and tests need
     Setup(setup::Args),
     /// Build the eBPF object into tcpstate-user/ebpf
     Ebpf(ebpf::Args),
@@ -47,6 +50,8 @@ enum Task {
     BtfFixture(btf::Args),
     /// Formatting, lints, documentation, and the checked-in eBPF object
     Check,
+    /// Try strange recordings and records
+    Fuzz(fuzz::Args),
     /// Generate a large recording, for measurements
     Generate(generate::Args),
     /// Run all tests
@@ -55,6 +60,8 @@ enum Task {
     Vm(vm::Args),
     /// Build tcpstate and run it, as root
     Run(run::Args),
+    /// Measure what tcpstate costs beside other tools, as root, and write BENCHMARKS.md
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -67,13 +74,15 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<ExitCode> {
     let checkout = Checkout::locate()?;
     match task {
-        Task::Setup(args) => setup::perform(&args),
+        Task::Setup(args) => setup::perform(&args, &checkout),
         Task::Ebpf(args) => ebpf::perform(&args, &checkout),
         Task::BtfFixture(args) => btf::perform(&args),
         Task::Check => check::perform(&checkout),
+        Task::Fuzz(args) => fuzz::perform(&args, &checkout),
         Task::Generate(args) => generate::perform(&args, &checkout),
         Task::Test(args) => test::perform(&args, &checkout),
         Task::Vm(args) => vm::perform(&args, &checkout),
         Task::Run(args) => run::perform(&args, &checkout),
+        Task::Bench(args) => bench::perform(&args, &checkout),
     }
 }

@@ -1,14 +1,15 @@
-//! `cargo xtask setup`: what rebuilding the eBPF object, the checks, and virtual machines need.
+//! `cargo xtask setup`: what rebuilding the eBPF object, the checks, virtual machines, and tests need.
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+use crate::checkout::Checkout;
 use crate::linker::{self, VERSION};
 use crate::toolchain::{self, PINNED, SET_UP, State};
-use crate::{command, debian, vm};
+use crate::{command, debian, python, vm};
 
-/// Install what rebuilding the eBPF object and virtual machines need: building and using tcpstate takes none of it
+/// Install what rebuilding the eBPF object, virtual machines and tests need: building and using tcpstate takes none of it
 #[derive(clap::Args)]
 pub struct Args {
     /// Only say what is there and what is missing; exit status 2 if something is missing
@@ -16,9 +17,9 @@ pub struct Args {
     check: bool,
 }
 
-pub fn perform(args: &Args) -> Result<ExitCode> {
+pub fn perform(args: &Args, checkout: &Checkout) -> Result<ExitCode> {
     if args.check {
-        let missing = missing();
+        let missing = missing(checkout);
         report(&missing);
         return Ok(if missing.is_empty() {
             ExitCode::SUCCESS
@@ -32,7 +33,8 @@ pub fn perform(args: &Args) -> Result<ExitCode> {
         linker::install()?;
     }
     vm::install_target()?;
-    let missing = missing();
+    python::install(checkout)?;
+    let missing = missing(checkout);
     report(&missing);
     if !missing.is_empty() {
         bail!("the set-up ran to its end, but is not complete: see the list above");
@@ -61,14 +63,14 @@ fn report(missing: &[String]) {
     }
     if missing.is_empty() {
         println!(
-            "ready: Rust {PINNED} with library sources, rustfmt and clippy; bpf-linker {VERSION}; virtual machines"
+            "ready: Rust {PINNED} with library sources, rustfmt and clippy; bpf-linker {VERSION}; virtual machines; Python packages"
         );
     } else {
         println!("`cargo xtask setup` installs it");
     }
 }
 
-fn missing() -> Vec<String> {
+fn missing(checkout: &Checkout) -> Vec<String> {
     let packages = debian::missing();
     let packages = (!packages.is_empty()).then(|| format!("packages {}", packages.join(" ")));
     missing_toolchain()
@@ -76,6 +78,7 @@ fn missing() -> Vec<String> {
         .chain(packages)
         .chain(missing_linker())
         .chain(vm::missing())
+        .chain(python::missing(checkout))
         .collect()
 }
 

@@ -6,10 +6,13 @@ use std::process::{Command, ExitCode};
 use anyhow::{Result, bail};
 
 use crate::checkout::Checkout;
-use crate::{command, root, toolchain};
+use crate::{command, python, root, toolchain};
 
 /// The tests that need root look for it, and say that they skip.
 const SKIP: &str = "TCPSTATE_SKIP_ROOT";
+
+/// The Python that reads exports.
+const PYTHON: &str = "TCPSTATE_PYTHON";
 
 /// Run all tests: built as you are, run as root (through sudo), because the kernel side is tested in the kernel
 #[derive(clap::Args)]
@@ -35,6 +38,16 @@ pub fn perform(args: &Args, checkout: &Checkout) -> Result<ExitCode> {
         "--",
     ]);
     cargo.args(&args.args);
+    cargo.env_remove(PYTHON);
+    match python::ready(checkout) {
+        Some(python) => {
+            cargo.env(PYTHON, python);
+        }
+        None => eprintln!(
+            "xtask: skipped: reading exports with Perfetto's and DuckDB's own packages, because `cargo xtask setup` has not \
+             installed them"
+        ),
+    }
     if args.without_root {
         eprintln!(
             "xtask: skipped: the tests that load programs into the kernel or make network namespaces, \

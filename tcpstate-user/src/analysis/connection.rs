@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use rustc_hash::FxBuildHasher;
 use tcpstate_common::state::TcpState;
 
+use super::Stays;
 use crate::{
     event::{Endpoint, Process, Protocol, Totals, TransitionEvent, Via},
     lifecycle::{Bound, Found, KnownBy, Phase, Reason, Transition},
@@ -195,6 +196,8 @@ pub struct Connection {
     pub totals: Option<Totals>,
     /// Loss may have touched it.
     pub damaged: bool,
+    /// Its states in order, for who wants them ([`Connections::with_stays`]).
+    pub stays: Stays,
 }
 
 /// Connections that have not ended.
@@ -206,6 +209,7 @@ pub struct Connections {
     left: IndexMap<(u64, Endpoint, Endpoint), Connection, FxBuildHasher>,
     limit: usize,
     forgotten: u64,
+    stays: bool,
 }
 
 impl Connections {
@@ -217,7 +221,15 @@ impl Connections {
             left: IndexMap::default(),
             limit: limit.max(1),
             forgotten: 0,
+            stays: false,
         }
+    }
+
+    /// Keeps the states of each connection in order, too.
+    #[must_use]
+    pub const fn with_stays(mut self) -> Self {
+        self.stays = true;
+        self
     }
 
     /// Connections dropped because there were too many.
@@ -245,6 +257,9 @@ impl Connections {
             && let Some(left) = self.left.get_mut(&minisocket)
         {
             left.take(transition);
+            if self.stays {
+                left.stays.take(transition);
+            }
             if event.new != TcpState::Close {
                 return None;
             }
@@ -258,6 +273,9 @@ impl Connections {
             .entry(id)
             .or_insert_with(|| Connection::new(transition));
         connection.take(transition);
+        if self.stays {
+            connection.stays.take(transition);
+        }
         if event.new == TcpState::Close {
             let mut ended = self.open.swap_remove(&id)?;
             ended.end = Some(event.time);
@@ -300,11 +318,15 @@ impl Connections {
 
     /// What is still open, in no order, when it is this late.
     pub fn finish(&mut self, now: u64) -> impl Iterator<Item = Connection> {
+        let stays = self.stays;
         std::mem::take(&mut self.open)
             .into_values()
             .chain(std::mem::take(&mut self.left).into_values())
             .map(move |mut connection| {
                 connection.so_far(now);
+                if stays && let Some(state) = connection.state {
+                    connection.stays.still(state, connection.since, now);
+                }
                 if let Some(time_wait) = &mut connection.time_wait
                     && time_wait.end == TimeWaitEnd::Running
                 {
@@ -340,6 +362,7 @@ impl Connection {
             cgroup: None,
             totals: None,
             damaged: false,
+            stays: Stays::default(),
         }
     }
 
@@ -373,6 +396,7 @@ impl Connection {
             cgroup: found.cgroup.clone(),
             totals: found.totals,
             damaged: false,
+            stays: Stays::default(),
         };
         if found.state == TimeWait {
             connection.begin_time_wait(found.since);

@@ -16,6 +16,7 @@ mod memory;
 mod ports;
 mod report;
 mod states;
+mod stay;
 mod table;
 mod waits;
 
@@ -32,5 +33,6 @@ pub use measure::Measure;
 pub use memory::Memory;
 pub use report::{Report, Reports, Tally};
 pub use states::{States, StatesOptions};
+pub use stay::{STAYS, Stay, Stays};
 pub use table::{Bucket, Cell, Column, Grouped, Order, Row, RowKind, Section, Shown, Sum, Table};
 pub use waits::{Waits, WaitsOptions};

@@ -9,6 +9,7 @@ use tcpstate_common::{config::PortRange, state::TcpState};
 
 use super::{
     doctor::DoctorArgs,
+    export::ExportArgs,
     info::InfoArgs,
     periodic::{ClosersArgs, HistArgs},
     record::{RecordArgs, RecordingArgs},
@@ -49,6 +50,8 @@ pub enum Command {
     Doctor(Box<DoctorArgs>),
     /// Record what happens in a file, to be looked at later, elsewhere and without root (--from)
     Record(Box<RecordArgs>),
+    /// Make files for other tools of a recording: a trace for Perfetto, tables
+    Export(Box<ExportArgs>),
     /// Say what a recording is of: machine, time, counts, losses, and whether it is whole
     Info(InfoArgs),
     /// Show what this kernel allows, which hooks would be used and why, and what is lost by it
@@ -147,7 +150,7 @@ pub struct LiveArgs {
 pub const MAX_CONNECTIONS: usize = 1_000_000;
 
 /// How to look at this machine.
-#[derive(Clone, Debug, ClapArgs)]
+#[derive(Clone, Debug, Default, ClapArgs)]
 pub struct KernelArgs {
     /// Size of the ring buffer between kernel and tcpstate (rounded up to a power of two)
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = buffer)]
@@ -173,9 +176,10 @@ pub struct KernelArgs {
 }
 
 /// Whether to look at system calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum SyscallsChoice {
     /// Where it is shown and works: in `timewait`
+    #[default]
     Auto,
     /// Always: some 20 ns for each system call of the machine
     On,
@@ -196,9 +200,10 @@ impl SyscallsChoice {
 }
 
 /// How to observe the life of TIME_WAIT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum TimeWaitChoice {
     /// The best way that this kernel allows
+    #[default]
     Auto,
     /// Programs at the beginning of the kernel's functions for TIME_WAIT: tells everything
     Fentry,
@@ -236,9 +241,10 @@ pub struct ProbeArgs {
 }
 
 /// Which hook to use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum HookChoice {
     /// The best that this kernel allows
+    #[default]
     Auto,
     /// The BTF tracepoint: everything
     Btf,
@@ -538,7 +544,7 @@ fn buffer(text: &str) -> Result<u32, String> {
         .ok_or_else(|| HINT.to_owned())
 }
 
-fn connections(text: &str) -> Result<usize, String> {
+pub(super) fn connections(text: &str) -> Result<usize, String> {
     text.parse::<usize>()
         .ok()
         .filter(|number| (1..=100_000_000).contains(number))

@@ -54,6 +54,7 @@ struct Info {
     missing: Vec<Missing>,
     filter: String,
     settings: Vec<Settings>,
+    anonymized: Vec<String>,
     part: u32,
     transitions: u64,
     minisockets: u64,
@@ -75,6 +76,8 @@ struct Lost {
     not_found: u64,
     unrecorded: u64,
     unread: u64,
+    /// What nobody saw, at most, but for what came after the last block began and was taken twice.
+    missed: u64,
 }
 
 /// Prints what is in a recording.
@@ -110,6 +113,7 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
         missing: header.missing.clone(),
         filter: header.filter.clone(),
         settings: header.settings.clone(),
+        anonymized: header.anonymized.clone(),
         part: header.part,
         ..Info::default()
     };
@@ -124,6 +128,7 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
             Err(damage) => break Some(damage),
         };
         let before = *before.get_or_insert(block.mark);
+        info.missed(block.mark.missed, &before);
         let wrong = parts.steps().any(|step| match step {
             Ok(step) => {
                 info.count(&step, &before, &mut end);
@@ -145,6 +150,11 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
 }
 
 impl Info {
+    fn missed(&mut self, until: u64, before: &Mark) {
+        let since = until.saturating_sub(before.missed);
+        self.lost.missed = self.lost.missed.max(since);
+    }
+
     fn count(&mut self, step: &Step<'_>, before: &Mark, end: &mut u64) {
         const NAMESPACES: usize = 1000;
         match step {
@@ -192,6 +202,7 @@ impl Info {
                 self.lost.ring_full = counters.lost.saturating_sub(before.lost);
                 self.lost.not_found = counters.not_found.saturating_sub(before.not_found);
                 self.lost.unread = *unread;
+                self.missed(counters.missed(0), before);
             }
             Step::Unrecorded(total) => {
                 self.lost.unrecorded = total.saturating_sub(before.unrecorded);
@@ -250,11 +261,20 @@ fn text(info: &Info) -> String {
             format_args!("{}: the parts before it are gone", info.part),
         );
     }
+    if !info.anonymized.is_empty() {
+        line(
+            "anonymized",
+            format_args!("{}", escape::text(&info.anonymized.join(", "))),
+        );
+    }
     if !info.filter.is_empty() {
         line("only", format_args!("{}", escape::text(&info.filter)));
     }
     line("transitions", format_args!("{}", info.transitions));
     line("of minisockets", format_args!("{}", info.minisockets));
+    if info.calls > 0 {
+        line("of system calls", format_args!("{}", info.calls));
+    }
     line("sockets before", format_args!("{}", info.found));
     let more = if info.more_netns { " and more" } else { "" };
     line("namespaces", format_args!("{}{more}", info.netns.len()));
@@ -270,12 +290,14 @@ fn text(info: &Info) -> String {
         not_found,
         unrecorded,
         unread,
+        missed,
     } = info.lost;
     let lost = [
         (ring_full, "the ring buffer was full"),
         (not_found, "sockets before, the ring buffer was full"),
         (unrecorded, "the disk was too slow"),
         (unread, "not waited for at the end"),
+        (missed, "at most, they interrupted our programs"),
         (info.undecodable, "could not be decoded"),
     ];
     for (count, why) in lost {

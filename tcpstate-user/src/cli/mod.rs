@@ -3,6 +3,7 @@
 mod args;
 mod countdown;
 mod doctor;
+mod export;
 mod info;
 mod lists;
 mod live;
@@ -90,6 +91,7 @@ impl CommandLine {
             Command::Hist(hist) => periodic::hist(hist),
             Command::Doctor(doctor) => doctor::run(doctor),
             Command::Record(record) => record::run(record),
+            Command::Export(export) => export::run(export),
             Command::Info(info) => info::run(info),
             Command::Probe(probe) => probe::run(probe),
         };

@@ -154,7 +154,7 @@ pub fn closers(args: &ClosersArgs) -> Result<Outcome> {
             conditions.limit,
         ))
     };
-    run(&args.live, &args.period, false, tally)
+    run(&args.live, &args.period, tally)
 }
 
 /// Runs `tcpstate hist`.
@@ -192,23 +192,21 @@ pub fn hist(args: &HistArgs) -> Result<Outcome> {
             ..options
         }))
     };
-    run(&args.live, &args.period, false, tally)
+    run(&args.live, &args.period, tally)
 }
 
 pub(super) fn run(
     live: &LiveArgs,
     period: &PeriodArgs,
-    calls: bool,
     tally: impl FnOnce(&Conditions<'_>) -> Box<dyn Tally> + 'static,
 ) -> Result<Outcome> {
-    live::run(live, Shape::Reports(periodic(live, period, calls, tally)?))
+    live::run(live, Shape::Reports(periodic(live, period, tally)?))
 }
 
 /// A periodic view with these flags.
 pub(super) fn periodic(
     live: &LiveArgs,
     period: &PeriodArgs,
-    calls: bool,
     tally: impl FnOnce(&Conditions<'_>) -> Box<dyn Tally> + 'static,
 ) -> Result<Periodic> {
     let reports = match (period.interval, period.reports, live.count) {
@@ -222,7 +220,7 @@ pub(super) fn periodic(
     };
     Ok(Periodic {
         tally: Box::new(tally),
-        calls,
+        calls: false,
         every: period.interval,
         reports,
         settings: false,

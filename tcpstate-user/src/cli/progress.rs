@@ -114,7 +114,8 @@ impl fmt::Display for Shown {
         let nanoseconds = elapsed.as_nanos() * u128::from(total - bytes) / u128::from(bytes.max(1));
         let seconds = nanoseconds.div_ceil(1_000_000_000);
         match (bytes, seconds) {
-            (0, _) => Ok(()),
+            // Not known, or more than anybody waits for.
+            (0, _) | (_, 360_000..) => Ok(()),
             (_, ..100) => write!(out, "  {seconds} s left"),
             _ => write!(out, "  {} min left", seconds.div_ceil(60)),
         }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     analysis::{Connection, Report},
+    disguise::{Disguise, Secret},
     lifecycle::Transition,
     loss::Loss,
     message::say,
@@ -50,6 +51,10 @@ pub struct RecordArgs {
     #[arg(long, value_name = "SECS", value_parser = duration)]
     pub duration: Option<Duration>,
 
+    /// Replace addresses before they are written, prefix-preserving, and with addresses,names also names
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', num_args = 0..=1, require_equals = true, default_missing_value = "addresses")]
+    pub anonymize: Vec<Secret>,
+
     /// What to record.
     #[command(flatten)]
     pub filter: FilterArgs,
@@ -83,6 +88,10 @@ pub struct RecordingArgs {
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
 
+    /// Replace addresses in the recording, prefix-preserving, and with addresses,names also names
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', num_args = 0..=1, require_equals = true, default_missing_value = "addresses", requires = "record")]
+    pub anonymize: Vec<Secret>,
+
     /// When to begin another file.
     #[arg(skip)]
     pub rotate: Option<Rotation>,
@@ -112,6 +121,7 @@ pub fn run(args: &RecordArgs) -> Result<Outcome> {
         recording: RecordingArgs {
             record: Some(args.file.clone()),
             rotate: args.rotate,
+            anonymize: args.anonymize.clone(),
             ..RecordingArgs::default()
         },
     };
@@ -140,13 +150,28 @@ pub fn begin(args: &RecordingArgs, header: &Header) -> Result<Option<Tape>> {
     let Some(path) = &args.record else {
         return Ok(None);
     };
-    match Tape::begin(path, args.rotate, header.clone()) {
-        Ok(tape) => Ok(Some(tape)),
+    let mut disguise = disguise(&args.anonymize)?;
+    let header = match &mut disguise {
+        Some(disguise) => disguise.header(header),
+        None => header.clone(),
+    };
+    match Tape::begin(path, args.rotate, header) {
+        Ok(tape) => Ok(Some(tape.with_disguise(disguise))),
         Err(error) => bail!("{}", refusal(path, &error)),
     }
 }
 
-fn refusal(path: &std::path::Path, error: &io::Error) -> String {
+/// What replaces what is secret, if that was asked for.
+pub fn disguise(secrets: &[Secret]) -> Result<Option<Disguise>> {
+    if secrets.is_empty() {
+        return Ok(None);
+    }
+    let disguise = Disguise::new(secrets).context("--anonymize: there are no random numbers")?;
+    Ok(Some(disguise))
+}
+
+/// Why nothing can be written there.
+pub fn refusal(path: &std::path::Path, error: &io::Error) -> String {
     let path = path.display();
     if error.kind() == io::ErrorKind::AlreadyExists {
         format!(

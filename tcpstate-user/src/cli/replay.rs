@@ -20,7 +20,7 @@ use crate::{
     kernel::{Missing, drop_privileges},
     message::say,
     recording::{Block, Header, NoStep, Parts, ReadError, Step},
-    sink::escape,
+    sink::{Sink, escape},
 };
 
 /// So long after `--until` everything that happened until then has been read.
@@ -28,13 +28,26 @@ const AFTERWARDS: u64 = 1_000_000_000;
 
 /// Shows a recording.
 pub fn run(args: &LiveArgs, shape: Shape, path: &Path) -> Result<Outcome> {
+    run_into(args, shape, path, || {
+        let target = output::open(&args.output)?;
+        Ok(|shape: &Shape, header: &Header| live::sink(args, shape, target, header))
+    })
+}
+
+/// Shows a recording through the sink that what is opened makes. It is opened when all else is right, but still with all powers.
+pub fn run_into<F>(
+    args: &LiveArgs,
+    shape: Shape,
+    path: &Path,
+    open: impl FnOnce() -> Result<F>,
+) -> Result<Outcome>
+where
+    F: FnOnce(&Shape, &Header) -> Result<Box<dyn Sink>>,
+{
     let filter = args.filter.resolve_recorded()?;
     let netns = netns(&args.filter)?;
-    let target = output::open(&args.output)?;
     let mut parts = Parts::open(path)
         .map_err(|(path, error)| anyhow!(error).context(path.display().to_string()))?;
-    // Whoever made the file, root reads it without its powers.
-    drop_privileges();
     let mut header = parts.header().clone();
     live::check(&filter, header.hook)?;
     let time = |text: &Option<String>, flag: &str| -> Result<Option<u64>> {
@@ -46,6 +59,9 @@ pub fn run(args: &LiveArgs, shape: Shape, path: &Path) -> Result<Outcome> {
     if since.zip(until).is_some_and(|(since, until)| since > until) {
         bail!("--since is later than --until: nothing happened then");
     }
+    let sink = open()?;
+    // Whoever made the file, root reads it without its powers.
+    drop_privileges();
     if !header.filter.is_empty() {
         say(format_args!(
             "recorded with {}",
@@ -69,7 +85,7 @@ pub fn run(args: &LiveArgs, shape: Shape, path: &Path) -> Result<Outcome> {
         header.begins = block.mark.now;
     }
     let progress = Progress::new(parts.total(), shape.shows_meanwhile(), &args.output);
-    let sink = live::sink(args, &shape, target, &header)?;
+    let sink = sink(&shape, &header)?;
     let mut view = View::new(args, filter, Names::recorded(), sink, &header, shape);
     view.look_through(Window::new(since, until, netns));
     if skipped {

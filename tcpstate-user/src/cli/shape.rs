@@ -15,6 +15,13 @@ pub enum Shape {
     },
     /// What a periodic view has to say.
     Reports(Periodic),
+    /// Everything, for an export.
+    Export {
+        /// Transitions are wanted, too.
+        transitions: bool,
+        /// The states of a connection are wanted in order.
+        stays: bool,
+    },
     /// Nothing: it is recorded only.
     Recording,
 }
@@ -70,7 +77,7 @@ impl Shape {
     /// Whether there is something to show before the end.
     pub const fn shows_meanwhile(&self) -> bool {
         match self {
-            Self::Transitions | Self::Connections { .. } => true,
+            Self::Transitions | Self::Connections { .. } | Self::Export { .. } => true,
             Self::Reports(periodic) => periodic.every.is_some(),
             Self::Recording => false,
         }
@@ -79,7 +86,7 @@ impl Shape {
     /// Whether the settings of network namespaces have to be known.
     pub const fn wants_settings(&self) -> bool {
         match self {
-            Self::Transitions | Self::Connections { .. } => false,
+            Self::Transitions | Self::Connections { .. } | Self::Export { .. } => false,
             Self::Reports(periodic) => periodic.settings,
             Self::Recording => true,
         }
@@ -89,7 +96,7 @@ impl Shape {
     pub const fn rows(&self) -> Rows {
         match self {
             Self::Transitions | Self::Recording => Rows::Transitions,
-            Self::Connections { .. } => Rows::Connections,
+            Self::Connections { .. } | Self::Export { .. } => Rows::Connections,
             Self::Reports(_) => Rows::Reports,
         }
     }

@@ -98,7 +98,7 @@ pub fn states(args: &StatesArgs) -> Result<Outcome> {
             limit: conditions.limit,
         }))
     };
-    run(&args.live, &args.period, false, tally)
+    run(&args.live, &args.period, tally)
 }
 
 fn leaks(args: &StatesArgs, states: Vec<TcpState>) -> Result<Outcome> {
@@ -121,7 +121,7 @@ fn leaks(args: &StatesArgs, states: Vec<TcpState>) -> Result<Outcome> {
             limit: conditions.limit,
         }))
     };
-    run(&args.live, &args.period, false, tally)
+    run(&args.live, &args.period, tally)
 }
 
 /// An age, which may be nothing.

@@ -83,8 +83,9 @@ pub fn timewait(args: &WaitsArgs) -> Result<Outcome> {
         }))
     };
     let periodic = Periodic {
+        calls: true,
         settings: true,
-        ..periodic(&args.live, &args.period, true, tally)?
+        ..periodic(&args.live, &args.period, tally)?
     };
     live::run(&args.live, Shape::Reports(periodic))
 }

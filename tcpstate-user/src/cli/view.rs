@@ -40,6 +40,8 @@ pub struct View {
     owners: Owners,
     connections: Option<Connections>,
     running: bool,
+    /// Transitions are shown besides connections.
+    both: bool,
     reports: Option<Reports>,
     /// Nothing is shown: it is recorded only.
     idle: bool,
@@ -87,10 +89,23 @@ impl View {
             lifecycle = lifecycle.with_poll();
         }
         let connections = match shape {
-            Shape::Connections { .. } => Some(Connections::new(limit)),
+            Shape::Connections { .. } | Shape::Export { stays: false, .. } => {
+                Some(Connections::new(limit))
+            }
+            Shape::Export { stays: true, .. } => Some(Connections::new(limit).with_stays()),
             Shape::Transitions | Shape::Reports(_) | Shape::Recording => None,
         };
-        let running = matches!(shape, Shape::Connections { running: true });
+        let running = matches!(
+            shape,
+            Shape::Connections { running: true } | Shape::Export { .. }
+        );
+        let both = matches!(
+            shape,
+            Shape::Export {
+                transitions: true,
+                ..
+            }
+        );
         let idle = matches!(shape, Shape::Recording);
         let mut wanted = args.count;
         let reports = if let Shape::Reports(periodic) = shape {
@@ -110,6 +125,7 @@ impl View {
             owners: Owners::default(),
             connections,
             running,
+            both,
             reports,
             idle,
             passed: 0,
@@ -487,8 +503,11 @@ impl View {
             reports.take(transition, wanted.unwrap_or(false));
             return Ok(());
         }
+        if self.both || self.connections.is_none() {
+            self.row(transition, |sink| sink.transition(transition))?;
+        }
         let Some(connections) = &mut self.connections else {
-            return self.row(transition, |sink| sink.transition(transition));
+            return Ok(());
         };
         match connections.take(transition) {
             Some(ended) => self.row(transition, |sink| sink.connection(&ended)),

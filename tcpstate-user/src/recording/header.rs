@@ -61,6 +61,9 @@ pub struct Header {
     pub part: u32,
     /// When this part begins.
     pub begins: u64,
+    /// What was replaced before it was written: `addresses`, `names`.
+    #[serde(default)]
+    pub anonymized: Vec<String>,
 }
 
 /// What every version begins with, so that an older one can say what is needed.
@@ -129,6 +132,7 @@ impl Header {
             id: start ^ zero.unsigned_abs(),
             part: 1,
             begins: start,
+            anonymized: Vec::new(),
         }
     }
 
@@ -136,6 +140,21 @@ impl Header {
     #[must_use]
     pub fn hooks(&self) -> Vec<&'static str> {
         hook_names(self.hook, self.timewait, self.calls)
+    }
+
+    /// What who reads an export wants to know of the run, as JSON.
+    #[must_use]
+    pub fn about(&self) -> serde_json::Value {
+        let missing = self.missing.iter().map(|missing| &missing.loses);
+        serde_json::json!({
+            "tcpstate": self.tcpstate,
+            "kernel": self.kernel,
+            "host": self.host,
+            "hooks": self.hooks(),
+            "missing": missing.collect::<Vec<_>>(),
+            "filter": self.filter,
+            "anonymized": self.anonymized,
+        })
     }
 
     /// Length of a tick of the kernel's timers.

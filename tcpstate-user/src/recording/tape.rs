@@ -16,7 +16,7 @@ use indexmap::IndexMap;
 use rustc_hash::FxBuildHasher;
 
 use super::{Header, Mark, Rotation, Step, Writer, parts};
-use crate::kernel::keep_files;
+use crate::{disguise::Disguise, kernel::keep_files};
 
 /// Bytes of a block before it is packed.
 const FULL: usize = 1 << 20;
@@ -64,6 +64,7 @@ pub struct Tape {
     known: Mark,
     /// Records were left out, and nothing says so yet.
     gap: bool,
+    disguise: Option<Disguise>,
     begun: Instant,
     out: Option<SyncSender<Sheet>>,
     thread: Option<JoinHandle<io::Result<Recorded>>>,
@@ -94,14 +95,30 @@ impl Tape {
             mark,
             known: mark,
             gap: false,
+            disguise: None,
             begun: Instant::now(),
             out: Some(out),
             thread: Some(thread),
         })
     }
 
+    /// Replaces what is secret in all steps before anything is written of them.
+    #[must_use]
+    pub fn with_disguise(mut self, disguise: Option<Disguise>) -> Self {
+        self.disguise = disguise;
+        self
+    }
+
     /// Takes a step.
     pub fn take(&mut self, step: &Step<'_>) {
+        let Some(mut disguise) = self.disguise.take() else {
+            return self.put(step);
+        };
+        self.put(&disguise.step(step));
+        self.disguise = Some(disguise);
+    }
+
+    fn put(&mut self, step: &Step<'_>) {
         if self.bytes.len() >= FULL && !self.hand_over() {
             let room = match step {
                 Step::Record(_) => false,

@@ -25,7 +25,7 @@ pub struct Csv<W: Write> {
     reported: bool,
 }
 
-const HEADER: [&str; 26] = [
+pub(super) const HEADER: [&str; 26] = [
     "time",
     "cookie",
     "netns",
@@ -114,7 +114,7 @@ impl<W: Write> Csv<W> {
     }
 }
 
-fn connection_header() -> Vec<String> {
+pub(super) fn connection_header() -> Vec<String> {
     let states = TcpState::ALL.map(|state| format!("states.{}", state.label()));
     let bounds = TcpState::ALL.map(|state| format!("bounds.{}", state.label()));
     let (first, last) = CONNECTION;

@@ -25,6 +25,8 @@ use crate::{
 pub struct Json<W> {
     out: W,
     clock: Clock,
+    /// The line that is being written.
+    line: Vec<u8>,
 }
 
 /// One transition as it is written; also the columns of CSV, in this order.
@@ -128,7 +130,7 @@ pub(super) struct ProcessLine<'a> {
 }
 
 impl<'a> ProcessLine<'a> {
-    fn new(process: &'a Process) -> Self {
+    pub(super) fn new(process: &'a Process) -> Self {
         Self {
             pid: process.pid,
             comm: process.comm.to_str(),
@@ -239,13 +241,20 @@ impl<'a> ConnectionLine<'a> {
 impl<W: Write> Json<W> {
     /// Writes to `out`, which should be buffered.
     pub const fn new(out: W, clock: Clock) -> Self {
-        Self { out, clock }
+        Self {
+            out,
+            clock,
+            line: Vec::new(),
+        }
     }
 
     fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
-        let mut serializer = serde_json::Serializer::with_formatter(&mut self.out, Harmless);
+        // A line is written in a hundred pieces.
+        self.line.clear();
+        let mut serializer = serde_json::Serializer::with_formatter(&mut self.line, Harmless);
         line.serialize(&mut serializer)?;
-        self.out.write_all(b"\n")
+        self.line.push(b'\n');
+        self.out.write_all(&self.line)
     }
 }
 
@@ -293,6 +302,10 @@ impl Formatter for Harmless {
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
+        // Nearly all: nothing is hostile among the printable characters of ASCII.
+        if fragment.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return writer.write_all(fragment.as_bytes());
+        }
         let mut rest = fragment;
         while let Some((index, character)) = rest
             .char_indices()

@@ -1,8 +1,12 @@
 //! Output: what the lifecycle understood, written as text, JSON lines or CSV. Nothing here knows where it goes.
 
+mod both;
 mod csv;
+mod disguised;
 pub mod escape;
 mod json;
+mod parquet;
+mod perfetto;
 mod report;
 mod table;
 mod text;
@@ -18,8 +22,12 @@ use crate::{
 };
 
 pub use self::{
+    both::Both,
     csv::Csv,
+    disguised::Disguised,
     json::Json,
+    parquet::Parquet,
+    perfetto::Perfetto,
     text::{Layout, Text},
 };
 

@@ -21,7 +21,7 @@ const START: u64 = 1_000_000_000;
 const PREAMBLE: usize = 24;
 const HEAD: usize = 80;
 
-fn header(callers: Callers, tick: u64) -> Header {
+pub fn header(callers: Callers, tick: u64) -> Header {
     Header {
         tcpstate: "0.1.0".into(),
         layout: LAYOUT,
@@ -41,10 +41,11 @@ fn header(callers: Callers, tick: u64) -> Header {
         id: 1,
         part: 1,
         begins: START,
+        anonymized: Vec::new(),
     }
 }
 
-fn losses(now: u64) -> Step<'static> {
+pub fn losses(now: u64) -> Step<'static> {
     Step::Losses {
         now,
         counters: Counters {
@@ -59,7 +60,7 @@ fn losses(now: u64) -> Step<'static> {
     }
 }
 
-fn bytes(steps: &[Step<'_>]) -> Vec<u8> {
+pub fn bytes(steps: &[Step<'_>]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for step in steps {
         step.write(&mut bytes);
@@ -68,7 +69,7 @@ fn bytes(steps: &[Step<'_>]) -> Vec<u8> {
 }
 
 /// A recording of these blocks.
-fn file(header: &Header, blocks: &[Vec<u8>]) -> Vec<u8> {
+pub fn file(header: &Header, blocks: &[Vec<u8>]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new(), header).expect("memory");
     let mark = |number: usize| Mark {
         number: number as u64,
@@ -82,7 +83,7 @@ fn file(header: &Header, blocks: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// The records of a fixture (see `replay.rs`) as a recording.
-fn of_fixture(name: &str) -> Vec<u8> {
+pub fn of_fixture(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/records");
     let fixture = fs::read(path.join(name)).expect("a fixture");
     let empty = fixture.windows(2).position(|pair| pair == b"\n\n");

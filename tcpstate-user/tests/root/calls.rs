@@ -4,13 +4,13 @@
 use std::{
     io::{ErrorKind, Read as _},
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use serde_json::Value;
 
 use crate::{
-    support::{Printed, Tool, own_netns, port, probe, skipped, start, sysctl},
+    support::{Printed, Tool, own_netns, port, probe, run, skipped, sysctl},
     views::{CHILD_ACCEPTS, Server, greeted, groups, in_state, wait_until},
 };
 
@@ -185,9 +185,7 @@ fn without_btf_it_says_that_calls_are_not_watched() {
         return;
     }
     let mut tool = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
-    tool.args(["trace", "--hook", "classic", "--syscalls"])
-        .stderr(Stdio::piped());
-    let output = start(&mut tool).wait_with_output().expect("it ends");
+    let output = run(tool.args(["trace", "--hook", "classic", "--syscalls"]));
     assert_eq!(output.status.code(), Some(2));
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(

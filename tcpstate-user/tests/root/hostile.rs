@@ -7,25 +7,17 @@ use std::{
     net::{Ipv4Addr, TcpStream},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     thread,
 };
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 
-use crate::support::{Tool, mount, own_mounts, own_netns, skipped, start, tracefs};
+use crate::support::{Tool, mount, own_mounts, own_netns, run, skipped, start, tracefs};
 
 const NOBODY: u32 = 65_534;
 
 /// Runs to its end; one that does not end by itself is ended after a while.
-fn run(command: &mut Command) -> Output {
-    let command = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    start(command).wait_with_output().expect("it ends")
-}
-
 fn tcpstate(arguments: &[&str]) -> Command {
     let mut command = Command::new("timeout");
     command

@@ -15,9 +15,10 @@ use nix::{
     sys::signal::Signal,
 };
 use serde_json::Value;
+use tcpstate_user::recording::Reader;
 
 use crate::support::{
-    Tool, for_each_observer, nobody_starts, own_netns, port, skipped, start, sysctl,
+    Tool, for_each_observer, nobody_starts, own_netns, port, run, skipped, start, sysctl,
 };
 
 /// A folder that is gone when the test is.
@@ -74,7 +75,7 @@ fn traffic(rounds: usize) {
 
 fn shown(arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
-    let output = command.args(arguments).output().expect("tcpstate starts");
+    let output = run(command.args(arguments));
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{arguments:?}: {message}");
     String::from_utf8(output.stdout).expect("UTF-8")
@@ -156,6 +157,67 @@ fn what_record_writes_every_view_can_show() {
 }
 
 #[test]
+fn an_anonymized_recording_has_no_address_and_no_name() {
+    if skipped("an_anonymized_recording_has_no_address_and_no_name") {
+        return;
+    }
+    own_netns();
+    let folder = Folder::new("anonymized");
+    let plain = folder.file("plain.tcps");
+    let other = folder.file("other.tcps");
+    // There before, so that owners are looked up.
+    let before = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+    let record = |file: &str, more: &[&str]| {
+        let flags = ["record", file, "--netns", "self", "--cidr", "127.0.0.1/32"];
+        Tool::start_with_existing(&[&flags, more].concat())
+    };
+    let both = [
+        record(&plain, &[]),
+        record(&other, &["--anonymize=addresses,names"]),
+    ];
+    traffic(5);
+    drop(before);
+    for tool in both {
+        let recorded = tool.stop();
+        assert!(recorded.status.success(), "{}", recorded.err);
+    }
+    let unpacked = |file: &str| {
+        let file = fs::File::open(file).expect("a file");
+        let mut reader = Reader::new(file).expect("a recording");
+        let mut all = serde_json::to_vec(reader.header()).expect("JSON");
+        while reader.next_block().expect("a whole recording").is_some() {
+            for step in reader.steps() {
+                step.expect("a step").write(&mut all);
+            }
+        }
+        all
+    };
+    let has = |all: &[u8], secret: &[u8]| all.windows(secret.len()).any(|some| some == secret);
+    let (before, after) = (unpacked(&plain), unpacked(&other));
+    let comm = fs::read_to_string("/proc/self/comm").expect("a name");
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
+    let host = format!("\"host\":\"{}\"", host.trim());
+    let mut secrets: Vec<&[u8]> = vec![
+        &[0xff, 0xff, 127, 0, 0, 1],
+        b"127.0.0.1",
+        comm.trim().as_bytes(),
+        host.as_bytes(),
+    ];
+    let cgroup = fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
+    let path = cgroup.lines().find_map(|line| line.strip_prefix("0::/"));
+    if let Some(path) = path.filter(|path| !path.is_empty()) {
+        secrets.push(path.as_bytes());
+    }
+    for secret in secrets {
+        let shown = String::from_utf8_lossy(secret);
+        assert!(has(&before, secret), "{shown}");
+        assert!(!has(&after, secret), "{shown}");
+    }
+    let rows = |file: &str| shown(&["conns", "-s", "--from", file]).lines().count();
+    assert_eq!(rows(&plain), rows(&other));
+}
+
+#[test]
 fn the_last_parts_are_kept_and_read_as_one() {
     if skipped("the_last_parts_are_kept_and_read_as_one") {
         return;
@@ -211,10 +273,7 @@ fn a_recorder_that_is_killed_leaves_what_it_has_written() {
     tool.signal(Signal::SIGKILL);
     tool.wait();
     let mut command = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
-    let output = command
-        .args(["trace", "-s", "--from", &file])
-        .output()
-        .expect("tcpstate starts");
+    let output = run(command.args(["trace", "-s", "--from", &file]));
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("the end is missing"), "{message}");
@@ -279,10 +338,7 @@ fn a_full_disk_ends_a_recording_and_what_was_written_can_be_read() {
     assert_eq!(printed.status.code(), Some(2), "{}", printed.err);
     assert!(printed.err.contains("No space left"), "{}", printed.err);
     let mut command = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
-    let output = command
-        .args(["trace", "-s", "--from", &file])
-        .output()
-        .expect("tcpstate starts");
+    let output = run(command.args(["trace", "-s", "--from", &file]));
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("cut off at byte"), "{message}");

@@ -5,8 +5,8 @@ use std::{
     io::{BufRead as _, BufReader, Read as _},
     net::{Ipv4Addr, SocketAddr},
     os::fd::AsRawFd as _,
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     thread::JoinHandle,
 };
 
@@ -151,10 +151,24 @@ pub fn nobody_starts() -> RwLockReadGuard<'static, ()> {
     STARTING.read().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// For who starts one in a way of its own.
+pub fn nobody_else_starts() -> RwLockWriteGuard<'static, ()> {
+    STARTING.write().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Starts a process.
 pub fn start(command: &mut Command) -> Child {
-    let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    let _starting = nobody_else_starts();
     command.spawn().expect("a process can be started")
+}
+
+/// Runs a process to its end.
+pub fn run(command: &mut Command) -> Output {
+    let command = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    start(command).wait_with_output().expect("it ends")
 }
 
 /// `tcpstate` running beside the test; killed if the test fails.

@@ -7,7 +7,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -17,12 +17,15 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
-    support::{Printed, Tool, lacks_timewait, nobody_starts, own_netns, skipped, start, text},
+    support::{
+        Printed, Tool, lacks_timewait, nobody_else_starts, nobody_starts, own_netns, skipped,
+        start, text,
+    },
     trace::{abort, reuse_port_listener},
 };
 
 /// What a server does with each connection.
-const CLOSES_FIRST: &str = "closes-first";
+pub const CLOSES_FIRST: &str = "closes-first";
 pub const NEVER_FIRST: &str = "never-first";
 pub const LEAKS: &str = "leaks";
 const RESETS: &str = "resets";
@@ -33,12 +36,18 @@ const DELAY: Duration = Duration::from_millis(50);
 
 const ROLE: &str = "TCPSTATE_TEST_ROLE";
 const PORT: &str = "TCPSTATE_TEST_PORT";
+const CGROUP: &str = "TCPSTATE_TEST_CGROUP";
 
 /// This test program once more, as a server named by what it does.
 pub struct Server(Child);
 
 impl Server {
     pub fn start(role: &str, port: u16) -> Self {
+        Self::start_in(role, port, None)
+    }
+
+    /// In this cgroup, before it has any socket.
+    pub fn start_in(role: &str, port: u16, cgroup: Option<&Path>) -> Self {
         let mut child = start(
             Command::new(std::env::current_exe().expect("this program"))
                 .args([
@@ -48,6 +57,7 @@ impl Server {
                 ])
                 .env(ROLE, role)
                 .env(PORT, port.to_string())
+                .envs(cgroup.map(|cgroup| (CGROUP, cgroup)))
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped()),
         );
@@ -82,6 +92,9 @@ fn serve_in_a_process_of_its_own() {
     };
     // The name of the main thread is that of the process.
     fs::write("/proc/self/comm", &role).expect("a name");
+    if let Some(cgroup) = std::env::var_os(CGROUP) {
+        fs::write(Path::new(&cgroup).join("cgroup.procs"), "0").expect("it may move");
+    }
     let listener = reuse_port_listener(port.parse().expect("a port"));
     println!("listening");
     if role == CHILD_ACCEPTS {
@@ -653,6 +666,7 @@ fn nginx_closes_first_without_keep_alive_and_its_client_with() {
                 .arg(flag)
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());
+            let _starting = nobody_else_starts();
             command.status().is_err()
         });
     if let Some((tool, _)) = missing {

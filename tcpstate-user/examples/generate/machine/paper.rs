@@ -49,6 +49,7 @@ impl<W: Write> Paper<W> {
             id: seed,
             part: 1,
             begins: START,
+            anonymized: Vec::new(),
         };
         let mark = Mark {
             now: START,
