@@ -109,10 +109,11 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
         // What is there all the time that we watch, stays.
         thresholds.stay = thresholds.stay.min(args.time.as_secs_f64() * 0.9);
     }
-    let counters = live.then(|| begin_counting(args)).transpose()?;
+    let netns = netns(args)?;
+    let counters = live.then(|| NetStat::begin(netns));
     let seen: Seen = Rc::new(RefCell::new(None));
     let hooks = Rc::new(RefCell::new(Vec::new()));
-    let result = watch(args, &thresholds, &seen, &hooks);
+    let result = watch(args, &thresholds, netns, &seen, &hooks);
     let Some(mut snapshot) = seen.take() else {
         result?;
         return Err(anyhow!("the watch ended before it began"));
@@ -146,20 +147,23 @@ fn print(text: &str) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// While we may enter network namespaces.
-fn begin_counting(args: &DoctorArgs) -> Result<NetStat> {
-    let netns = args
-        .netns
-        .as_deref()
-        .map(kernel::find_netns)
-        .transpose()
-        .context("--netns")?;
-    Ok(NetStat::begin(netns.map(|netns| netns.inode)))
+/// The one network namespace to look at, by inode number; in a recording it has no other name.
+fn netns(args: &DoctorArgs) -> Result<Option<u32>> {
+    let Some(name) = args.netns.as_deref() else {
+        return Ok(None);
+    };
+    if args.recording.from.is_some() {
+        // What is no number is refused when the recording is opened.
+        return Ok(name.parse().ok());
+    }
+    let found = kernel::find_netns(name).context("--netns")?;
+    Ok(Some(found.inode))
 }
 
 fn watch(
     args: &DoctorArgs,
     thresholds: &Thresholds,
+    netns: Option<u32>,
     seen: &Seen,
     hooks: &Rc<RefCell<Vec<&'static str>>>,
 ) -> Result<Outcome> {
@@ -170,6 +174,7 @@ fn watch(
             timewait: conditions.timewait,
             calls: conditions.calls,
             limit: conditions.limit,
+            netns,
             settings: conditions.settings,
         };
         Box::new(Watch::new(&known, &thresholds, seen))

@@ -25,6 +25,8 @@ pub(super) struct Ends {
     /// What holds each local port, by namespace.
     holders: FxHashMap<(u64, u16), Holders>,
     binds: FxHashMap<BindKey, FailedBind>,
+    /// What could not be counted, since there was too much of it.
+    beyond: u64,
     /// Nanoseconds: see [`super::thresholds::SHORT_LIFE`].
     short: u64,
 }
@@ -148,8 +150,14 @@ impl Ends {
             open: Memory::new(limit),
             holders: FxHashMap::default(),
             binds: FxHashMap::default(),
+            beyond: 0,
             short,
         }
+    }
+
+    /// What could not be counted.
+    pub(super) const fn beyond(&self) -> u64 {
+        self.beyond
     }
 
     /// bind() that failed, most often first.
@@ -198,6 +206,7 @@ impl Ends {
 
     fn at(&mut self, key: (u64, u16)) -> Option<&mut Holders> {
         if self.holders.len() >= PORTS && !self.holders.contains_key(&key) {
+            self.beyond += 1;
             return None;
         }
         Some(self.holders.entry(key).or_default())
@@ -374,6 +383,7 @@ impl Tally for Ends {
             at,
         };
         if self.binds.len() >= BINDS && !self.binds.contains_key(&key) {
+            self.beyond += 1;
             return;
         }
         let holders = at

@@ -2,6 +2,8 @@
 
 use super::{counters::NetCounters, ends::FailedBind, finding::Who};
 use crate::{event::Endpoint, settings::Settings};
+#[cfg(test)]
+use {super::finding::Process, crate::analysis::Opened};
 
 /// What was seen during the watch, and what network namespaces have set and counted.
 #[derive(Clone, Debug, Default)]
@@ -263,4 +265,64 @@ pub fn share(part: u64, whole: u64) -> f64 {
         return 0.0;
     }
     real(part) / real(whole)
+}
+
+#[cfg(test)]
+impl Who {
+    fn nobody(opened: Opened) -> Self {
+        Self {
+            process: Process::default(),
+            container: None,
+            netns: Some(1),
+            opened,
+            service: None,
+            peer: None,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Ends {
+    /// None yet, to make others of.
+    #[must_use]
+    pub fn of(opened: Opened) -> Self {
+        Self {
+            who: Who::nobody(opened),
+            attempts: 0,
+            established: 0,
+            refused: 0,
+            unreachable: 0,
+            connect_timeout: 0,
+            given_up: 0,
+            timeout: 0,
+            rst_received: 0,
+            rst_received_idle: 0,
+            rst_sent: 0,
+            rst_sent_idle: 0,
+            lives: 0,
+            short_lives: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Waits {
+    /// None yet in this namespace, to make others of.
+    #[must_use]
+    pub fn of(netns: u32) -> Self {
+        Self {
+            who: Who {
+                netns: Some(netns),
+                ..Who::nobody(Opened::Passive)
+            },
+            now: 0,
+            fin_wait2: 0,
+            born: 0,
+            rst: 0,
+            overflow: 0,
+            expired: 0,
+            reused_connect: 0,
+            reused_syn: 0,
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Diagnosis, Finding, Severity, Snapshot, rules};
+use crate::sink::escape;
 
 /// As wide as a terminal is at least.
 const WIDTH: usize = 80;
@@ -146,6 +147,8 @@ fn wrap(out: &mut String, label: &str, text: &str, indent: usize) {
     };
     let mut line = first;
     let mut empty = true;
+    // Names and settings come from strangers.
+    let text = escape::text(text);
     for word in text.split(' ') {
         let longer = line.chars().count() + word.chars().count() + usize::from(!empty);
         if longer > WIDTH && !empty {

@@ -30,6 +30,8 @@ pub struct Known<'a> {
     pub calls: bool,
     /// How many connections to remember.
     pub limit: usize,
+    /// Only this network namespace is looked at.
+    pub netns: Option<u32>,
     /// What network namespaces have set.
     pub settings: &'a [Settings],
 }
@@ -70,7 +72,9 @@ impl Watch {
             .settings
             .iter()
             .filter_map(|settings| Some((settings.netns, settings.local_ports()?)));
-        let namespaces = known.settings.iter().map(|settings| Namespace {
+        let wanted = |settings: &&Settings| known.netns.is_none_or(|only| only == settings.netns);
+        let settings = known.settings.iter().filter(wanted);
+        let namespaces = settings.map(|settings| Namespace {
             netns: settings.netns,
             settings: Some(settings.clone()),
             counters: None,
@@ -155,7 +159,7 @@ impl Tally for Watch {
         let rows = |name: &str| section(name).map(|section| &section.table);
         *self.seen.borrow_mut() = Some(Snapshot {
             nanoseconds: to.saturating_sub(from),
-            certain: self.seeded && !self.lost,
+            certain: self.seeded && !self.lost && self.forgotten() + self.ends.beyond() == 0,
             closes: read(Some(&self.closers.table(from, to)), closes),
             waits: read(Some(&waits), of_waits),
             ports: read(rows("ports"), ports),

@@ -2,7 +2,7 @@
 //! is what the test itself did, and what the kernel said to it.
 
 use std::{
-    io::ErrorKind,
+    io::{ErrorKind, Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
@@ -295,7 +295,7 @@ fn a_port_that_somebody_listens_at_is_told_with_its_owner() {
     );
     let mut up = [0; 2];
     let mut out = other.stdout.take().expect("its output");
-    std::io::Read::read_exact(&mut out, &mut up).expect("it is up");
+    out.read_exact(&mut up).expect("it is up");
     for _ in 0..3 {
         assert_eq!(serve(7956, true).err(), Some(nix::Error::EADDRINUSE));
     }
@@ -349,4 +349,268 @@ fn a_leak_is_told_from_an_application_that_closes() {
     let printed = tool.stop();
     let (found, code) = findings(&printed, "close-wait");
     assert_eq!((found, code), (Vec::new(), Some(0)));
+}
+
+/// A counter of this thread's network namespace.
+fn counter(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netstat").expect("counters");
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    let (_, value) = pairs.find(|(one, _)| *one == name).expect("it is there");
+    value.parse().expect("a number")
+}
+
+#[test]
+fn a_dead_server_is_told_from_one_that_was_away_for_a_moment() {
+    if skipped("a_dead_server_is_told_from_one_that_was_away_for_a_moment") {
+        return;
+    }
+    for (refused, made, bad) in [(12, 3, true), (3, 12, false)] {
+        own_netns();
+        let (server, address) = listener(7961);
+        let tool = doctor(&[]);
+        for _ in 0..made {
+            connect(&server, address, true).expect("a connection");
+        }
+        drop(server);
+        for _ in 0..refused {
+            let error = TcpStream::connect(address).expect_err("nobody listens");
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        }
+        let printed = tool.stop();
+        let (found, code) = findings(&printed, "failed");
+        assert_eq!(code, Some(i32::from(bad)), "{}", printed.out);
+        assert_eq!(found.len(), usize::from(bad), "{}", printed.out);
+        if let [found] = &found[..] {
+            assert_eq!(found["severity"], "high");
+            assert_eq!(seen(found, "refused"), 12);
+            assert_eq!(seen(found, "established"), 3);
+            assert_eq!(found["causes"][0]["pid"], std::process::id());
+            assert_eq!(found["causes"][0]["service"], "127.0.0.1:7961");
+        }
+    }
+}
+
+#[test]
+fn resets_that_lose_data_are_told_from_those_of_health_checks() {
+    if skipped("resets_that_lose_data_are_told_from_those_of_health_checks") {
+        return;
+    }
+    for loses in [true, false] {
+        own_netns();
+        let (server, address) = listener(7962);
+        let tool = doctor(&[]);
+        let alone = nobody_starts();
+        for _ in 0..12 {
+            let mut client = TcpStream::connect(address).expect("a connection");
+            let (accepted, _) = server.accept().expect("it comes");
+            if loses {
+                client.write_all(b"a request").expect("room");
+                wait_for_data(&accepted);
+                // Unread data: the kernel sends a RST.
+                drop(accepted);
+            } else {
+                let at_once = libc::linger {
+                    l_onoff: 1,
+                    l_linger: 0,
+                };
+                setsockopt(&client, sockopt::Linger, &at_once).expect("an option");
+                drop(client);
+                drop(accepted);
+            }
+        }
+        drop(alone);
+        let printed = tool.stop();
+        let (found, code) = findings(&printed, "reset");
+        assert_eq!(code, Some(i32::from(loses)), "{}", printed.out);
+        if loses {
+            assert_eq!(found[0]["severity"], "high", "{}", printed.out);
+            assert_eq!(seen(&found[0], "rst_sent"), 12);
+            assert_eq!(seen(&found[0], "unread"), 12);
+            assert_eq!(found[0]["causes"][0]["opened"], "passive");
+            assert_eq!(found[1]["severity"], "notice");
+            assert_eq!(seen(&found[1], "rst_received"), 12);
+            assert_eq!(found[1]["causes"][0]["opened"], "active");
+        } else {
+            assert_eq!(found, Vec::<Value>::new());
+        }
+    }
+}
+
+fn wait_for_data(stream: &TcpStream) {
+    let mut byte = [0];
+    assert_eq!(stream.peek(&mut byte).expect("data comes"), 1);
+}
+
+#[test]
+fn time_waits_without_room_are_told_from_those_with_room() {
+    const TEST: &str = "time_waits_without_room_are_told_from_those_with_room";
+    if skipped(TEST) || lacks_timewait(TEST) {
+        return;
+    }
+    for (room, bad) in [("5", true), ("1000", false)] {
+        own_netns();
+        sysctl("net/ipv4/tcp_max_tw_buckets", room);
+        let (server, address) = listener(7963);
+        let tool = doctor(&[]);
+        let alone = nobody_starts();
+        let before = counter("TCPTimeWaitOverflow");
+        for _ in 0..20 {
+            connect(&server, address, true).expect("a connection");
+        }
+        let counted = counter("TCPTimeWaitOverflow") - before;
+        drop(alone);
+        let printed = tool.stop();
+        assert_eq!(counted > 0, bad, "what the kernel counts");
+        let (found, code) = findings(&printed, "overflow");
+        assert_eq!(code, Some(i32::from(bad)), "{}", printed.out);
+        assert_eq!(found.len(), usize::from(bad), "{}", printed.out);
+        if let [found] = &found[..] {
+            assert_eq!(found["severity"], "high");
+            assert_eq!(seen(found, "overflow"), counted);
+            assert_eq!(seen(found, "counter"), counted);
+            assert_eq!(seen(found, "limit"), 5);
+        }
+    }
+}
+
+#[test]
+fn a_connection_for_each_request_is_told_from_keep_alive() {
+    if skipped("a_connection_for_each_request_is_told_from_keep_alive") {
+        return;
+    }
+    for keeps in [false, true] {
+        own_netns();
+        let (server, address) = listener(7964);
+        // However slow the machine is, thirty come faster than that.
+        let tool = doctor(&["--connection-rate", "0.1"]);
+        let alone = nobody_starts();
+        let mut kept = None;
+        for _ in 0..30 {
+            let (mut client, mut accepted) = kept.take().unwrap_or_else(|| {
+                let client = TcpStream::connect(address).expect("a connection");
+                (client, server.accept().expect("it comes").0)
+            });
+            client.write_all(b"request").expect("room");
+            let mut request = [0; 7];
+            accepted.read_exact(&mut request).expect("it comes");
+            kept = keeps.then_some((client, accepted));
+        }
+        drop(alone);
+        let printed = tool.stop();
+        let (found, code) = findings(&printed, "churn");
+        assert_eq!(code, Some(0), "it is no alarm: {}", printed.out);
+        assert_eq!(found.len(), usize::from(!keeps), "{}", printed.out);
+        if let [found] = &found[..] {
+            assert_eq!(found["severity"], "notice");
+            assert_eq!(seen(found, "lives"), 30);
+            assert_eq!(found["causes"][0]["pid"], std::process::id());
+        }
+    }
+}
+
+#[test]
+fn peers_that_do_not_close_are_told_from_those_that_do() {
+    if skipped("peers_that_do_not_close_are_told_from_those_that_do") {
+        return;
+    }
+    for closes in [false, true] {
+        own_netns();
+        let (server, address) = listener(7965);
+        let tool = doctor(&["--stay", "0.5"]);
+        let mut held = Vec::new();
+        for _ in 0..12 {
+            let client = TcpStream::connect(address).expect("a connection");
+            let (accepted, _) = server.accept().expect("it comes");
+            client.shutdown(Shutdown::Write).expect("shut");
+            held.push((client, (!closes).then_some(accepted)));
+        }
+        sleep(Duration::from_secs(1));
+        let printed = tool.stop();
+        let (found, _) = findings(&printed, "pile-up");
+        assert_eq!(found.len(), usize::from(!closes), "{}", printed.out);
+        if let [found] = &found[..] {
+            assert_eq!(found["severity"], "notice");
+            assert_eq!(seen(found, "sockets"), 12);
+            assert_eq!(found["causes"][0]["opened"], "active");
+        }
+        drop(held);
+    }
+}
+
+#[test]
+fn a_full_listen_queue_is_told_from_one_with_room() {
+    if skipped("a_full_listen_queue_is_told_from_one_with_room") {
+        return;
+    }
+    for (backlog, bad) in [(1, true), (64, false)] {
+        own_netns();
+        let server = serve(7966, true).expect("a listener");
+        listen(&server, Backlog::new(backlog).expect("a small one")).expect("again");
+        let tool = doctor(&[]);
+        let before = counter("ListenOverflows");
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            let client = socket(
+                AddressFamily::Inet,
+                SockType::Stream,
+                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+                None,
+            )
+            .expect("a socket");
+            // In progress: who finds the queue full waits.
+            let _ =
+                nix::sys::socket::connect(client.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 7966));
+            held.push(client);
+        }
+        let counted = counter("ListenOverflows") - before;
+        let printed = tool.stop();
+        assert_eq!(counted > 0, bad, "what the kernel counts");
+        let (found, code) = findings(&printed, "listen");
+        assert_eq!(code, Some(i32::from(bad)), "{}", printed.out);
+        assert_eq!(found.len(), usize::from(bad), "{}", printed.out);
+        if let [found] = &found[..] {
+            assert_eq!(found["severity"], "high");
+            let seen = seen(found, "listen_overflows").as_u64().expect("a count");
+            // SYNs come again while it ends.
+            assert!(seen >= counted, "{seen} {counted}");
+        }
+        drop(held);
+    }
+}
+
+#[test]
+fn a_quiet_machine_with_odd_settings_gets_no_alarm() {
+    if skipped("a_quiet_machine_with_odd_settings_gets_no_alarm") {
+        return;
+    }
+    own_netns();
+    for (name, value) in [
+        ("tcp_tw_reuse", "1"),
+        ("tcp_timestamps", "0"),
+        ("tcp_fin_timeout", "5"),
+        ("tcp_max_tw_buckets", "5"),
+        ("tcp_syncookies", "0"),
+        ("tcp_abort_on_overflow", "1"),
+        ("tcp_rfc1337", "1"),
+    ] {
+        sysctl(&format!("net/ipv4/{name}"), value);
+    }
+    let tool = Tool::start_with_existing(&["doctor", "-j", "--netns", "self", "--for", "0.2"]);
+    let printed = tool.wait();
+    assert_eq!(printed.status.code(), Some(0), "{}", printed.out);
+    let all = printed.events("finding");
+    assert!(
+        all.iter().all(|finding| finding["severity"] == "fine"),
+        "{}",
+        printed.out
+    );
+    let netns = std::fs::metadata("/proc/thread-self/ns/net").expect("a namespace");
+    let inode = std::os::unix::fs::MetadataExt::ino(&netns);
+    let (settings, _) = findings(&printed, "settings");
+    let ours = settings.iter().find(|finding| finding["netns"] == inode);
+    let ours = ours.unwrap_or_else(|| panic!("{}", printed.out));
+    assert_eq!(seen(ours, "tcp_timestamps"), "0");
+    assert!(text(&ours["avoid"]).contains("tcp_tw_recycle"));
 }

@@ -1,8 +1,15 @@
 //! All rules. To add one: a file with its `RULE` and its tests, and a line in the table.
 
 mod bind;
+mod churn;
 mod close_wait;
+mod failed;
+mod listen;
+mod overflow;
+mod pile_up;
 mod ports;
+mod reset;
+mod settings;
 mod time_wait;
 
 use super::{Finding, Snapshot, Thresholds};
@@ -26,9 +33,16 @@ pub struct Rule {
 /// In the order in which equally bad findings are shown: what makes connections fail comes first.
 pub const RULES: &[&Rule] = &[
     &ports::RULE,
+    &listen::RULE,
     &bind::RULE,
+    &failed::RULE,
     &close_wait::RULE,
+    &overflow::RULE,
+    &reset::RULE,
+    &churn::RULE,
+    &pile_up::RULE,
     &time_wait::RULE,
+    &settings::RULE,
 ];
 
 /// The rule of this name.

@@ -135,11 +135,11 @@ fn evidence(snapshot: &Snapshot, ports: &Ports, finding: &mut Finding) {
         ports.used,
         match limit {
             Some(limit) => format!(
-                "{} of {limit} local ports in use, {} of them by TIME_WAITs",
+                "{} of {limit} local ports in use, {} of them by TIME_WAIT or FIN_WAIT2",
                 ports.used, ports.minisockets
             ),
             None => format!(
-                "{} local ports in use, {} of them by TIME_WAITs; how many there are is not known",
+                "{} local ports in use, {} of them by TIME_WAIT or FIN_WAIT2; how many there are is not known",
                 ports.used, ports.minisockets
             ),
         },
@@ -217,7 +217,7 @@ fn advice(snapshot: &Snapshot, ports: &Ports, finding: &mut Finding, waits: bool
                 "tcp_tw_reuse=1 (now {value}) lets connect() take over TIME_WAITs older than a second"
             ));
             effect.push(format!(
-                "with it up to {} of the {} ports in use could be taken over",
+                "with tcp_tw_reuse up to {} of the {} ports in use could be taken over",
                 ports.minisockets, ports.used
             ));
         }
@@ -232,7 +232,7 @@ fn advice(snapshot: &Snapshot, ports: &Ports, finding: &mut Finding, waits: bool
     if waits && rate > 0 {
         let minute = whole(snapshot.rate(rate) * 60.0);
         effect.push(format!(
-            "with connections kept open, a handful of ports would do what {minute} are needed for a minute"
+            "connections that are kept open need a port each, these need {minute} a minute"
         ));
     }
     finding.kernel = sentence(&kernel).into();
