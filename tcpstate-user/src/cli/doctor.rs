@@ -173,6 +173,7 @@ fn watch(
         let known = Known {
             timewait: conditions.timewait,
             calls: conditions.calls,
+            errors: conditions.errors,
             limit: conditions.limit,
             netns,
             settings: conditions.settings,

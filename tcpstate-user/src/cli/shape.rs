@@ -52,6 +52,8 @@ pub struct Conditions<'a> {
     pub timewait: bool,
     /// System calls are watched.
     pub calls: bool,
+    /// The hook tells errors of sockets.
+    pub errors: bool,
     /// How many connections may be remembered.
     pub limit: usize,
     /// The hooks in use.

@@ -19,7 +19,7 @@ use crate::{
         TransitionEvent,
     },
     filter::{Admitted, Filter, Gate, Unattributed},
-    kernel::{Owners, TimeWaitHook},
+    kernel::{Hook, Owners, TimeWaitHook},
     lifecycle::{Counts, Found, Lifecycle, Round, Transition},
     recording::{Header, Holder, Step, Tape},
     sink::{Sink, Summary},
@@ -647,6 +647,7 @@ fn reports(periodic: Periodic, header: &Header, limit: usize) -> Reports {
     let tally = (periodic.tally)(&Conditions {
         timewait,
         calls: header.calls,
+        errors: header.hook == Hook::BtfTracepoint,
         limit,
         hooks: &hooks,
         settings: &header.settings,

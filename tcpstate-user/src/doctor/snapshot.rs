@@ -16,6 +16,8 @@ pub struct Snapshot {
     pub timewait: bool,
     /// System calls were watched.
     pub calls: bool,
+    /// The hook told errors of sockets.
+    pub errors: bool,
     /// Nothing was lost, and the sockets that were there at the start are counted.
     pub certain: bool,
     /// Network namespaces of which something is known, by inode number.

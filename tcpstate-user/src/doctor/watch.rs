@@ -28,6 +28,8 @@ pub struct Known<'a> {
     pub timewait: bool,
     /// System calls are watched.
     pub calls: bool,
+    /// The hook tells errors of sockets.
+    pub errors: bool,
     /// How many connections to remember.
     pub limit: usize,
     /// Only this network namespace is looked at.
@@ -102,6 +104,7 @@ impl Watch {
             base: Snapshot {
                 timewait: known.timewait,
                 calls: known.calls,
+                errors: known.errors,
                 namespaces: namespaces.collect(),
                 ..Snapshot::default()
             },

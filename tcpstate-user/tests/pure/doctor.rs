@@ -40,6 +40,7 @@ fn seen(all: &[Sent], thresholds: &Thresholds) -> Snapshot {
     let known = Known {
         timewait: true,
         calls: true,
+        errors: true,
         limit: 10_000,
         netns: None,
         settings: &[settings],

@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Checked, MOST, Rule};
+use super::{Checked, MOST, NO_ERRORS, Rule};
 use crate::{
     analysis::Opened,
     doctor::{Cause, Ends, Finding, Severity, Shown, Snapshot, Thresholds, share},
@@ -25,11 +25,10 @@ pub const RULE: Rule = Rule {
     check,
 };
 
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "other rules cannot always be decided"
-)]
 fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
+    if !snapshot.errors {
+        return Err(NO_ERRORS);
+    }
     let mut destinations: FxHashMap<(Option<u32>, Option<Endpoint>), Vec<&Ends>> =
         FxHashMap::default();
     let active = snapshot
@@ -173,6 +172,7 @@ mod tests {
                 ..Ends::of(Opened::Active)
             };
             let snapshot = Snapshot {
+                errors: true,
                 ends: vec![ends],
                 ..Snapshot::default()
             };
@@ -183,5 +183,6 @@ mod tests {
         assert_eq!(told(10, 1000), Some(Severity::Notice));
         assert_eq!(told(9, 0), None);
         assert_eq!(told(0, 1000), None);
+        assert!(check(&Snapshot::default(), &Thresholds::default()).is_err());
     }
 }

@@ -54,6 +54,9 @@ pub fn named(name: &str) -> Option<&'static Rule> {
 /// More findings of one rule than that tell nothing new.
 const MOST: usize = 5;
 
+/// Why nothing is known of how connections failed.
+const NO_ERRORS: &str = "the classic tracepoint tells no errors";
+
 /// Why nothing is known of minisockets.
 const UNOBSERVED: &str = "the life of TIME_WAIT was not observed";
 

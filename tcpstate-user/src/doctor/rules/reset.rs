@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Checked, MOST, Rule};
+use super::{Checked, MOST, NO_ERRORS, Rule};
 use crate::{
     analysis::Opened,
     doctor::{Cause, Ends, Finding, Severity, Shown, Snapshot, Thresholds, share},
@@ -38,12 +38,13 @@ struct Counts {
     lives: u64,
 }
 
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "other rules cannot always be decided"
-)]
+/// Network namespace, who opened, and the service.
+type Key = (Option<u32>, Opened, Option<Endpoint>);
+
 fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
-    type Key = (Option<u32>, Opened, Option<Endpoint>);
+    if !snapshot.errors {
+        return Err(NO_ERRORS);
+    }
     let mut services: FxHashMap<Key, Vec<&Ends>> = FxHashMap::default();
     for ends in &snapshot.ends {
         let key = (ends.who.netns, ends.who.opened, ends.who.service);
@@ -204,6 +205,7 @@ mod tests {
     fn health_checks_are_no_loss() {
         let told = |ends: Ends| {
             let snapshot = Snapshot {
+                errors: true,
                 ends: vec![ends],
                 ..Snapshot::default()
             };
