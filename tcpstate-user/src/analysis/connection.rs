@@ -89,7 +89,7 @@ pub struct TimeWait {
 
 impl Opened {
     /// What the first event of a connection says.
-    pub(super) const fn of_birth(event: &TransitionEvent) -> Self {
+    pub(crate) const fn of_birth(event: &TransitionEvent) -> Self {
         match (event.old, event.new) {
             (TcpState::Close, TcpState::SynSent) => Self::Active,
             (TcpState::Listen, TcpState::SynRecv) => Self::Passive,
@@ -544,7 +544,7 @@ impl Connection {
 
 impl How {
     /// How a full socket ended that no minisocket takes over from.
-    pub(super) fn of_end(event: &TransitionEvent) -> Self {
+    pub(crate) fn of_end(event: &TransitionEvent) -> Self {
         use TcpState::{CloseWait, Established, LastAck, SynRecv, SynSent};
         match (event.error, event.old) {
             (Some(libc::ECONNABORTED), _) => Self::Destroyed,

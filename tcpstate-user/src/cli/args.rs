@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use tcpstate_common::{config::PortRange, state::TcpState};
 
 use super::{
+    doctor::DoctorArgs,
     export::ExportArgs,
     info::InfoArgs,
     periodic::{ClosersArgs, HistArgs},
@@ -45,6 +46,8 @@ pub enum Command {
     Closers(Box<ClosersArgs>),
     /// Measure the time spent in each state, and in the close as a whole
     Hist(Box<HistArgs>),
+    /// Watch for half a minute, and say what is wrong with TCP here, who causes it, and what to change
+    Doctor(Box<DoctorArgs>),
     /// Record what happens in a file, to be looked at later, elsewhere and without root (--from)
     Record(Box<RecordArgs>),
     /// Make files for other tools of a recording: a trace for Perfetto, tables
@@ -378,6 +381,24 @@ impl OutputArgs {
 }
 
 impl FilterArgs {
+    /// Everything in one network namespace, or in all.
+    #[must_use]
+    pub fn of_netns(netns: Option<String>) -> Self {
+        Self {
+            pid: Vec::new(),
+            comm: Vec::new(),
+            local_port: Vec::new(),
+            remote_port: Vec::new(),
+            cidr: Vec::new(),
+            state: Vec::new(),
+            netns,
+            cgroup: Vec::new(),
+            ipv4: false,
+            ipv6: false,
+            protocol: vec![ProtocolChoice::One(Protocol::Tcp)],
+        }
+    }
+
     /// The filter, with everything looked up that it names.
     ///
     /// # Errors

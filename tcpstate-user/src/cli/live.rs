@@ -13,6 +13,7 @@ use tokio::{
 use super::{
     Outcome,
     args::{Format, LiveArgs, OutputArgs},
+    countdown::Countdown,
     lists::Lists,
     names::Names,
     output, record, replay,
@@ -88,16 +89,15 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
             for missing in &tracer.plan().missing {
                 warn(missing);
             }
-            let sink = match shape {
-                Shape::Recording => Box::new(record::Silent),
-                _ => sink(args, &shape, target, &header)?,
-            };
+            let sink = sink(args, &shape, target, &header)?;
+            let counted = matches!(shape, Shape::Reports(_)) && shape.is_silent();
+            let countdown = Countdown::new(args.duration, !counted);
             let mut view = View::new(args, filter, Names::Here(cgroups), sink, &header, shape);
             let recorded = tape.is_some();
             if let Some(tape) = tape {
                 view.record_on(tape);
             }
-            let outcome = follow(tracer, &mut view, args, reader).await;
+            let outcome = follow(tracer, &mut view, args, reader, countdown).await;
             if recorded {
                 record::end(&args.recording, view.tape())?;
             }
@@ -112,6 +112,9 @@ pub fn sink(
     target: output::Target,
     header: &Header,
 ) -> Result<Box<dyn Sink>> {
+    if shape.is_silent() {
+        return Ok(Box::new(record::Silent));
+    }
     let clock = Clock::new(header.begins, header.zero.into(), TimeZone::system());
     output::sink(&args.output, shape.rows(), target.begin(), clock)
 }
@@ -151,6 +154,7 @@ async fn follow(
     view: &mut View,
     args: &LiveArgs,
     reader: Option<Reader>,
+    mut countdown: Countdown,
 ) -> Result<Outcome> {
     let mut stop = stop_signal()?;
     let mut tick = interval(INTERVAL);
@@ -192,7 +196,9 @@ async fn follow(
         lists.settle(view, busy, losses.not_found())?;
         view.resize(output::columns(&args.output));
         view.flush()?;
+        countdown.at(view.events());
     }
+    countdown.end();
     refresh(&mut lists, &mut tracer, view, &mut losses).await?;
     finish(&mut tracer, view, &mut losses, &args.output)?;
     Ok(if view.has_shown() || signalled {

@@ -1,6 +1,8 @@
 //! The command line: parsed low (`args.rs`), resolved and checked before anything is attached, then run.
 
 mod args;
+mod countdown;
+mod doctor;
 mod export;
 mod info;
 mod lists;
@@ -28,6 +30,8 @@ use shape::Shape;
 
 /// Nothing matched, as grep has it.
 const NOTHING: u8 = 1;
+/// Something bad was found.
+const FOUND: u8 = 1;
 /// It could not be done.
 const FAILED: u8 = 2;
 
@@ -38,6 +42,8 @@ enum Outcome {
     Done,
     /// It did its work and found nothing to show.
     Nothing,
+    /// It did its work and found something bad.
+    Found,
 }
 
 /// Runs the command line of this process.
@@ -83,6 +89,7 @@ impl CommandLine {
             Command::Timewait(waits) => timewait::timewait(waits),
             Command::Closers(closers) => periodic::closers(closers),
             Command::Hist(hist) => periodic::hist(hist),
+            Command::Doctor(doctor) => doctor::run(doctor),
             Command::Record(record) => record::run(record),
             Command::Export(export) => export::run(export),
             Command::Info(info) => info::run(info),
@@ -91,6 +98,7 @@ impl CommandLine {
         match result {
             Ok(Outcome::Done) => ExitCode::SUCCESS,
             Ok(Outcome::Nothing) => ExitCode::from(NOTHING),
+            Ok(Outcome::Found) => ExitCode::from(FOUND),
             Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
             Err(error) => {
                 say(format_args!("{error:#}"));

@@ -224,6 +224,7 @@ pub(super) fn periodic(
         every: period.interval,
         reports,
         settings: false,
+        silent: false,
     })
 }
 

@@ -65,7 +65,7 @@ pub struct RecordArgs {
 }
 
 /// What views have to do with recordings.
-#[derive(Debug, Default, ClapArgs)]
+#[derive(Clone, Debug, Default, ClapArgs)]
 #[command(next_help_heading = "Recordings")]
 pub struct RecordingArgs {
     /// Show what was recorded in this file instead of what happens now; no root needed

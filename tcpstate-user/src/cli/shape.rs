@@ -41,6 +41,8 @@ pub struct Periodic {
     pub reports: Option<u64>,
     /// Whether it has to know what network namespaces have set.
     pub settings: bool,
+    /// Its reports are shown by somebody else.
+    pub silent: bool,
 }
 
 /// What a periodic view has to know of the run.
@@ -50,8 +52,12 @@ pub struct Conditions<'a> {
     pub timewait: bool,
     /// System calls are watched.
     pub calls: bool,
+    /// The hook tells errors of sockets.
+    pub errors: bool,
     /// How many connections may be remembered.
     pub limit: usize,
+    /// The hooks in use.
+    pub hooks: &'a [&'static str],
     /// What network namespaces had set when the run began, where that could be read.
     pub settings: &'a [Settings],
 }
@@ -60,6 +66,14 @@ impl Shape {
     /// Whether system calls that failed are told of.
     pub const fn tells_calls(&self) -> bool {
         matches!(self, Self::Reports(Periodic { calls: true, .. }))
+    }
+
+    /// Whether nothing is to be written but messages.
+    pub const fn is_silent(&self) -> bool {
+        matches!(
+            self,
+            Self::Recording | Self::Reports(Periodic { silent: true, .. })
+        )
     }
 
     /// Whether there is something to show before the end.

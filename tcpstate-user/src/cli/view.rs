@@ -19,7 +19,7 @@ use crate::{
         TransitionEvent,
     },
     filter::{Admitted, Filter, Gate, Unattributed},
-    kernel::{Owners, TimeWaitHook},
+    kernel::{Hook, Owners, TimeWaitHook},
     lifecycle::{Counts, Found, Lifecycle, Round, Transition},
     recording::{Header, Holder, Step, Tape},
     sink::{Sink, Summary},
@@ -643,14 +643,17 @@ impl View {
 
 fn reports(periodic: Periodic, header: &Header, limit: usize) -> Reports {
     let timewait = header.timewait.is_some();
+    let hooks = header.hooks();
     let tally = (periodic.tally)(&Conditions {
         timewait,
         calls: header.calls,
+        errors: header.hook == Hook::BtfTracepoint,
         limit,
+        hooks: &hooks,
         settings: &header.settings,
     });
     let every = periodic
         .every
         .map(|every| u64::try_from(every.as_nanos()).unwrap_or(u64::MAX));
-    Reports::new(tally, header.hooks(), header.begins, every)
+    Reports::new(tally, hooks, header.begins, every)
 }

@@ -7,6 +7,7 @@ mod command_line;
 mod connections;
 mod decode;
 mod disguise;
+mod doctor;
 mod exports;
 mod found;
 #[path = "../../../fuzz/src/lib.rs"]

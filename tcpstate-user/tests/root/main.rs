@@ -8,6 +8,7 @@ mod calls;
 mod churn;
 mod closes;
 mod containers;
+mod doctor;
 mod exhaustion;
 mod existing;
 mod filters;

@@ -1,0 +1,77 @@
+//! All rules. To add one: a file with its `RULE` and its tests, and a line in the table.
+
+mod bind;
+mod churn;
+mod close_wait;
+mod failed;
+mod listen;
+mod overflow;
+mod pile_up;
+mod ports;
+mod reset;
+mod settings;
+mod time_wait;
+
+use super::{Finding, Snapshot, Thresholds};
+
+/// Findings, or why nothing can be said.
+pub type Checked = Result<Vec<Finding>, &'static str>;
+
+/// A rule: data, and a pure function.
+#[derive(Debug)]
+pub struct Rule {
+    /// The word for it on the command line and in output.
+    pub name: &'static str,
+    /// What it looks for, in half a line.
+    pub summary: &'static str,
+    /// What `--explain` says.
+    pub explanation: &'static str,
+    /// Looks for it.
+    pub check: fn(&Snapshot, &Thresholds) -> Checked,
+}
+
+/// In the order in which equally bad findings are shown: what makes connections fail comes first.
+pub const RULES: &[&Rule] = &[
+    &ports::RULE,
+    &listen::RULE,
+    &bind::RULE,
+    &failed::RULE,
+    &close_wait::RULE,
+    &overflow::RULE,
+    &reset::RULE,
+    &churn::RULE,
+    &pile_up::RULE,
+    &time_wait::RULE,
+    &settings::RULE,
+];
+
+/// The rule of this name.
+#[must_use]
+pub fn named(name: &str) -> Option<&'static Rule> {
+    RULES.iter().copied().find(|rule| rule.name == name)
+}
+
+/// More findings of one rule than that tell nothing new.
+const MOST: usize = 5;
+
+/// Why nothing is known of how connections failed.
+const NO_ERRORS: &str = "the classic tracepoint tells no errors";
+
+/// Why nothing is known of minisockets.
+const UNOBSERVED: &str = "the life of TIME_WAIT was not observed";
+
+#[cfg(test)]
+mod tests {
+    use super::RULES;
+
+    #[test]
+    fn every_rule_can_be_listed_and_explained() {
+        for rule in RULES {
+            assert!(rule.name.len() <= 12, "{}", rule.name);
+            assert!(rule.summary.len() <= 64, "{}", rule.name);
+            assert!(rule.explanation.len() > 200, "{}", rule.name);
+            let alike = RULES.iter().filter(|other| other.name == rule.name);
+            assert_eq!(alike.count(), 1, "{}", rule.name);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What the doctor says to people: 80 columns, worst first.
+
+use std::fmt::Write as _;
+
+use super::{Diagnosis, Finding, Severity, Snapshot, rules};
+use crate::sink::escape;
+
+/// As wide as a terminal is at least.
+const WIDTH: usize = 80;
+/// Where the text of a finding begins.
+const INDENT: usize = 8;
+
+/// A diagnosis as text; `colour` if a terminal shows it.
+#[must_use]
+pub fn text(
+    diagnosis: &Diagnosis,
+    snapshot: &Snapshot,
+    hooks: &[&'static str],
+    colour: bool,
+) -> String {
+    let mut out = String::new();
+    let what = if snapshot.live { "watched" } else { "recorded" };
+    let doubt = if snapshot.certain {
+        ""
+    } else {
+        "; something was lost or left out: numbers are about"
+    };
+    let first = format!(
+        "# {what} {:.1} s by {}{doubt}",
+        snapshot.seconds(),
+        hooks.join(", "),
+    );
+    wrap(&mut out, "", &first, 2);
+    for finding in &diagnosis.findings {
+        out.push('\n');
+        let netns = finding.netns.filter(|_| snapshot.namespaces.len() > 1);
+        of_finding(&mut out, finding, netns, colour);
+    }
+    if diagnosis.findings.is_empty() {
+        out.push_str("\nnothing found\n");
+    }
+    out.push('\n');
+    for (rule, why) in &diagnosis.unknown {
+        wrap(&mut out, "", &format!("# {rule}: not known, {why}"), 2);
+    }
+    let count = |severity| diagnosis.count(severity);
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        out,
+        "# {} high, {} notice, {} fine; {} rules (--list, --explain RULE)",
+        count(Severity::High),
+        count(Severity::Notice),
+        count(Severity::Fine),
+        rules::RULES.len(),
+    );
+    out
+}
+
+/// All rules, one line each.
+#[must_use]
+pub fn list() -> String {
+    let mut out = String::new();
+    for rule in rules::RULES {
+        let _ = writeln!(out, "{:12}  {}", rule.name, rule.summary);
+    }
+    out
+}
+
+/// The long text of a rule.
+#[must_use]
+pub fn explanation(rule: &rules::Rule) -> String {
+    let mut out = format!("{}: {}\n", rule.name, rule.summary);
+    for paragraph in rule.explanation.split("\n\n") {
+        out.push('\n');
+        let words: Vec<_> = paragraph.split_ascii_whitespace().collect();
+        wrap(&mut out, "", &words.join(" "), 0);
+    }
+    out
+}
+
+fn of_finding(out: &mut String, finding: &Finding, netns: Option<u32>, colour: bool) {
+    let mut title = String::new();
+    let word = finding.severity.word();
+    wrap(
+        &mut title,
+        word,
+        &format!("{}: {}", finding.rule, finding.sentence),
+        INDENT,
+    );
+    let paint = match finding.severity {
+        Severity::High => "\x1b[1;31m",
+        Severity::Notice => "\x1b[1;33m",
+        Severity::Fine => "\x1b[32m",
+    };
+    match title.strip_prefix(word) {
+        Some(rest) if colour => {
+            let _ = write!(out, "{paint}{word}\x1b[0m{rest}");
+        }
+        _ => out.push_str(&title),
+    }
+    if let Some(netns) = netns {
+        let text = format!("network namespace {netns} (`lsns -t net` shows whose)");
+        wrap(out, "where", &text, INDENT);
+    }
+    let mut label = "seen";
+    // Some numbers are in the text of others.
+    let shown = finding.evidence.iter();
+    for evidence in shown.filter(|evidence| !evidence.text.is_empty()) {
+        wrap(out, label, &evidence.text, INDENT);
+        label = "";
+    }
+    label = "who";
+    for cause in &finding.causes {
+        wrap(
+            out,
+            label,
+            &format!("{}: {} {}", cause.who, cause.count, finding.unit),
+            INDENT,
+        );
+        label = "";
+    }
+    for (label, text) in [
+        ("why", &finding.matters),
+        ("first", &finding.application),
+        ("then", &finding.kernel),
+        ("effect", &finding.effect),
+        ("not", &finding.avoid),
+    ] {
+        if !text.is_empty() {
+            wrap(out, label, text, INDENT);
+        }
+    }
+    label = "more";
+    for command in &finding.see {
+        // A command is copied as a whole.
+        let _ = writeln!(out, "{label:INDENT$}{command}");
+        label = "";
+    }
+}
+
+/// Text that begins behind a label and goes on below itself, word by word.
+fn wrap(out: &mut String, label: &str, text: &str, indent: usize) {
+    let first = if label.is_empty() && indent <= 2 {
+        String::new()
+    } else {
+        format!("{label:indent$}")
+    };
+    let mut line = first;
+    let mut empty = true;
+    // Names and settings come from strangers.
+    let text = escape::text(text);
+    for word in text.split(' ') {
+        let longer = line.chars().count() + word.chars().count() + usize::from(!empty);
+        if longer > WIDTH && !empty {
+            out.push_str(line.trim_end());
+            out.push('\n');
+            line = if text.starts_with("# ") {
+                "# ".to_owned()
+            } else {
+                " ".repeat(indent)
+            };
+            empty = true;
+        }
+        if !empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        empty = false;
+    }
+    out.push_str(line.trim_end());
+    out.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wrap;
+
+    #[test]
+    fn lines_end_before_the_terminal_does() {
+        let mut out = String::new();
+        wrap(&mut out, "why", &"word ".repeat(40), 8);
+        wrap(&mut out, "", &format!("# {}", "word ".repeat(40)), 2);
+        wrap(&mut out, "seen", &"x".repeat(100), 8);
+        assert!(out.starts_with("why     word word"));
+        assert!(out.contains("\n        word word"));
+        assert!(out.contains("\n# word word"));
+        let long = out.lines().filter(|line| line.len() > 80);
+        assert_eq!(long.count(), 1, "only what cannot be broken");
+    }
+}

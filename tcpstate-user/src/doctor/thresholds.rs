@@ -1,0 +1,139 @@
+//! From when on something is worth telling, and why from then on. All can be set on the command line.
+
+use std::time::Duration;
+
+use clap::Args;
+
+/// Nobody asks about fewer TIME_WAITs than this.
+pub const MANY_TIME_WAITS: u64 = 1000;
+/// A share of the local ports towards one destination: above it connect() has to search for long, and little is left for a
+/// peak (`__inet_hash_connect` tries every other port first).
+pub const PORTS_SHARE: f64 = 0.8;
+/// Seconds: what runs out within them runs out before anybody has read, decided and deployed something.
+pub const PORTS_SOON: f64 = 300.0;
+/// Of the same address by the same process: who fails once may have tried whether somebody is there.
+pub const FAILED_BINDS: u64 = 3;
+/// Seconds: what stays longer than this in a state that only passes is waited for by nobody. Applications close within
+/// milliseconds, networks answer within a few seconds.
+pub const STAY: f64 = 10.0;
+/// Sockets of one process and service that stay: fewer may be half-closed on purpose.
+pub const STAYING: u64 = 10;
+/// Connections to or from one service that fail: fewer are a restart or a wrong address, and no incident.
+pub const FAILED: u64 = 10;
+/// Of all to or from that service: below it retries hide it.
+pub const FAILED_SHARE: f64 = 0.05;
+/// New connections a second from one process to one destination: each holds a port for a minute after it, so that 20 a
+/// second hold 1200, and handshakes begin to cost.
+pub const CONNECTION_RATE: f64 = 20.0;
+/// Seconds: who is done with a connection sooner than this made it for one request.
+pub const SHORT_LIFE: f64 = 1.0;
+/// A share of tcp_max_tw_buckets from which a peak may reach it.
+pub const BUCKETS_SHARE: f64 = 0.8;
+
+/// Thresholds of all rules.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Thresholds")]
+pub struct Thresholds {
+    /// time-wait: TIME_WAITs in a network namespace that are worth a word
+    #[arg(long, value_name = "N", default_value_t = MANY_TIME_WAITS)]
+    pub many_time_waits: u64,
+
+    /// ports: share of the local ports towards one destination that is too much, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = PORTS_SHARE, value_parser = share)]
+    pub ports_share: f64,
+
+    /// ports: seconds until there is none that are too few
+    #[arg(long, value_name = "SECS", default_value_t = PORTS_SOON, value_parser = positive)]
+    pub ports_soon: f64,
+
+    /// bind: failures of one process at one port that are too many
+    #[arg(long, value_name = "N", default_value_t = FAILED_BINDS, value_parser = clap::value_parser!(u64).range(1..))]
+    pub failed_binds: u64,
+
+    /// close-wait, pile-up: seconds in a state that only passes that are too long
+    #[arg(long, value_name = "SECS", default_value_t = STAY, value_parser = positive)]
+    pub stay: f64,
+
+    /// close-wait, pile-up: sockets that stay so long, of one process and service, that are too many
+    #[arg(long, value_name = "N", default_value_t = STAYING, value_parser = clap::value_parser!(u64).range(1..))]
+    pub staying: u64,
+
+    /// failed, reset: connections with one service that are too many
+    #[arg(long, value_name = "N", default_value_t = FAILED, value_parser = clap::value_parser!(u64).range(1..))]
+    pub failed: u64,
+
+    /// failed, reset: share of all with that service that is too much, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = FAILED_SHARE, value_parser = share)]
+    pub failed_share: f64,
+
+    /// churn: new connections a second from one process to one destination that are too many
+    #[arg(long, value_name = "RATE", default_value_t = CONNECTION_RATE, value_parser = positive)]
+    pub connection_rate: f64,
+
+    /// churn: seconds that a connection is used at most if it is for one request
+    #[arg(long, value_name = "SECS", default_value_t = SHORT_LIFE, value_parser = positive)]
+    pub short_life: f64,
+
+    /// overflow: share of tcp_max_tw_buckets that is too much, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = BUCKETS_SHARE, value_parser = share)]
+    pub buckets_share: f64,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            many_time_waits: MANY_TIME_WAITS,
+            ports_share: PORTS_SHARE,
+            ports_soon: PORTS_SOON,
+            failed_binds: FAILED_BINDS,
+            stay: STAY,
+            staying: STAYING,
+            failed: FAILED,
+            failed_share: FAILED_SHARE,
+            connection_rate: CONNECTION_RATE,
+            short_life: SHORT_LIFE,
+            buckets_share: BUCKETS_SHARE,
+        }
+    }
+}
+
+/// Seconds as nanoseconds.
+#[must_use]
+pub fn nanoseconds(seconds: f64) -> u64 {
+    let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok();
+    share
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "give a share from 0 to 1: 0.8".to_owned())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    /// More than a day is meant in another unit.
+    const MOST: f64 = 86_400.0;
+    let number = text.parse().ok();
+    number
+        .filter(|number: &f64| *number > 0.0 && *number <= MOST)
+        .ok_or_else(|| "give a number above 0: 10, 0.5".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{nanoseconds, positive, share};
+
+    #[test]
+    fn thresholds_are_numbers_that_make_sense() {
+        assert_eq!(share("0.8"), Ok(0.8));
+        assert_eq!(positive("2.5"), Ok(2.5));
+        for bad in ["", "-1", "nan", "1.1", "80%"] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "0", "-1", "inf", "NaN", "1e30", "10s"] {
+            assert!(positive(bad).is_err(), "{bad}");
+        }
+        assert_eq!(nanoseconds(0.25), 250_000_000);
+    }
+}

@@ -1,0 +1,115 @@
+//! What the doctor says of the scene that the periodic views have too, without root.
+
+use std::rc::Rc;
+
+use tcpstate_common::state::TcpState::{Close, CloseWait, Established, SynSent};
+use tcpstate_user::{
+    doctor::{Diagnosis, Known, Seen, Severity, Snapshot, Thresholds, Watch, json, text},
+    settings::Settings,
+};
+
+use crate::{
+    records::{MS, owned},
+    reports::{HOOKS, Run},
+    scene::{Sent, life, scene},
+};
+
+const NETNS: u32 = 4_026_531_840;
+
+/// So low that everything in the scene is told.
+fn thresholds() -> Thresholds {
+    Thresholds {
+        many_time_waits: 1,
+        failed: 1,
+        staying: 1,
+        stay: 1.0,
+        connection_rate: 0.1,
+        ..Thresholds::default()
+    }
+}
+
+fn seen(all: &[Sent], thresholds: &Thresholds) -> Snapshot {
+    let mut settings = Settings {
+        netns: NETNS,
+        ..Settings::default()
+    };
+    settings.insert("ipv4/ip_local_port_range", "32768\t60999\n");
+    // A recording may have anything.
+    settings.insert("ipv4/tcp_tw_reuse", "\u{1b}[2J\n");
+    let seen = Seen::default();
+    let known = Known {
+        timewait: true,
+        calls: true,
+        errors: true,
+        limit: 10_000,
+        netns: None,
+        settings: &[settings],
+    };
+    let mut run = Run::new(Watch::new(&known, thresholds, Rc::clone(&seen)), None);
+    run.reports.all_found();
+    run.report(all);
+    seen.take().expect("the watch has ended")
+}
+
+#[test]
+fn the_scene_in_text_and_json() {
+    let thresholds = thresholds();
+    let snapshot = seen(&scene(), &thresholds);
+    let diagnosis = Diagnosis::of(&snapshot, &thresholds);
+    let shown = text(&diagnosis, &snapshot, &HOOKS, false);
+    assert!(
+        shown.chars().all(|one| one == '\n' || !one.is_control()),
+        "nothing moves a cursor"
+    );
+    let longest = shown.lines().map(|line| line.chars().count()).max();
+    assert!(longest <= Some(80), "{longest:?}");
+    insta::assert_snapshot!("doctor_text", shown);
+    let lines = json(&diagnosis, &snapshot, &HOOKS).expect("it can be written");
+    insta::assert_snapshot!("doctor_json", lines);
+}
+
+#[test]
+fn by_default_the_scene_is_no_alarm() {
+    let thresholds = Thresholds::default();
+    let snapshot = seen(&scene(), &thresholds);
+    let diagnosis = Diagnosis::of(&snapshot, &thresholds);
+    assert_eq!(diagnosis.count(Severity::High), 0, "{diagnosis:?}");
+    assert_eq!(diagnosis.count(Severity::Notice), 0, "{diagnosis:?}");
+    let unknown: Vec<_> = diagnosis.unknown.iter().map(|(rule, _)| *rule).collect();
+    assert_eq!(unknown, ["listen"], "counters are of live machines");
+}
+
+/// What stays is counted with its process, whatever that is called.
+#[test]
+fn a_leak_in_a_recording_is_a_leak() {
+    let thresholds = Thresholds::default();
+    let mut all = Vec::new();
+    for cookie in 200..212 {
+        let steps = [
+            (Close, 0),
+            (SynSent, 0),
+            (Established, 50),
+            (CloseWait, 900),
+        ];
+        all.extend(life(cookie, 10 + cookie, &steps, |record| {
+            owned(record, 700, b"le\x1baky")
+        }));
+    }
+    assert!(all.len() > 30);
+    let thresholds = Thresholds {
+        stay: 5.0,
+        ..thresholds
+    };
+    let snapshot = seen(&all, &thresholds);
+    assert!(snapshot.nanoseconds > 5000 * MS);
+    let diagnosis = Diagnosis::of(&snapshot, &thresholds);
+    let found: Vec<_> = diagnosis
+        .findings
+        .iter()
+        .filter(|finding| finding.rule == "close-wait")
+        .collect();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].severity, Severity::High);
+    assert_eq!(found[0].causes[0].count, 12);
+    assert_eq!(found[0].causes[0].who.process.pid, Some(700));
+}
