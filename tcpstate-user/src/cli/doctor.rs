@@ -91,7 +91,7 @@ pub struct DoctorArgs {
 /// Runs `tcpstate doctor`.
 pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     if args.list {
-        return print(&doctor::list());
+        return print(doctor::list().as_bytes());
     }
     if let Some(name) = &args.explain {
         let rule = rules::named(name).ok_or_else(|| {
@@ -101,7 +101,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
                 names.join(", ")
             )
         })?;
-        return print(&doctor::explanation(rule));
+        return print(doctor::explanation(rule).as_bytes());
     }
     let live = args.recording.from.is_none();
     let mut thresholds = args.thresholds.clone();
@@ -128,7 +128,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     let text = if args.json {
         doctor::json(&diagnosis, &snapshot, &hooks)?
     } else {
-        doctor::text(&diagnosis, &snapshot, &hooks, io::stdout().is_terminal())
+        doctor::text(&diagnosis, &snapshot, &hooks, io::stdout().is_terminal()).into_bytes()
     };
     print(&text)?;
     // A recording that is damaged is told after what comes before the damage.
@@ -140,9 +140,9 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     })
 }
 
-fn print(text: &str) -> Result<Outcome> {
+fn print(text: &[u8]) -> Result<Outcome> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
+    out.write_all(text)?;
     out.flush()?;
     Ok(Outcome::Done)
 }

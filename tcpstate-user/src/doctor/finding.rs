@@ -111,6 +111,8 @@ pub struct Finding {
     pub unit: &'static str,
     /// Who causes it, most first.
     pub causes: Vec<Cause>,
+    /// Those who are not among them.
+    pub more_causes: usize,
     /// Why it matters, or does not.
     pub matters: Cow<'static, str>,
     /// What to change in the application.
@@ -136,6 +138,7 @@ impl Finding {
             see: Vec::new(),
             unit: "",
             causes: Vec::new(),
+            more_causes: 0,
             matters: Cow::Borrowed(""),
             application: Cow::Borrowed(""),
             kernel: Cow::Borrowed(""),
@@ -171,12 +174,13 @@ impl Finding {
         });
     }
 
-    /// With these causes, of whom this is counted, most first, of which only the first few are kept.
+    /// With these causes, of whom this is counted, most first, of whom only the first few are kept.
     pub fn caused_by(&mut self, unit: &'static str, mut causes: Vec<Cause>) {
         /// As many as fit on a screen beside the rest.
         const CAUSES: usize = 5;
         causes.retain(|cause| cause.count > 0);
         causes.sort_by_key(|cause| std::cmp::Reverse(cause.count));
+        self.more_causes = causes.len().saturating_sub(CAUSES);
         causes.truncate(CAUSES);
         self.unit = unit;
         self.causes = causes;

@@ -1,8 +1,11 @@
 //! What the doctor says to machines: one object a finding, and one at the end.
 
+use std::io;
+
 use serde::Serialize;
 
 use super::{Diagnosis, Finding, Severity, Snapshot};
+use crate::sink::json_line;
 
 /// The fields of a finding, as `docs/formats.md` has them.
 #[derive(Serialize)]
@@ -15,6 +18,7 @@ struct Line<'a> {
     evidence: &'a [super::Evidence],
     count_of: &'static str,
     causes: &'a [super::Cause],
+    more_causes: usize,
     matters: &'a str,
     application: &'a str,
     kernel: &'a str,
@@ -30,6 +34,12 @@ struct Unknown {
 }
 
 #[derive(Serialize)]
+struct LeftOut {
+    rule: &'static str,
+    count: usize,
+}
+
+#[derive(Serialize)]
 struct Last<'a> {
     event: &'static str,
     seconds: f64,
@@ -39,6 +49,7 @@ struct Last<'a> {
     high: usize,
     notice: usize,
     fine: usize,
+    left_out: Vec<LeftOut>,
     unknown: Vec<Unknown>,
 }
 
@@ -50,11 +61,10 @@ pub fn json(
     diagnosis: &Diagnosis,
     snapshot: &Snapshot,
     hooks: &[&'static str],
-) -> serde_json::Result<String> {
-    let mut out = String::new();
+) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
     for finding in &diagnosis.findings {
-        out += &serde_json::to_string(&Line::new(finding))?;
-        out.push('\n');
+        out.extend(json_line(&Line::new(finding))?);
     }
     let last = Last {
         event: "diagnosis",
@@ -65,14 +75,21 @@ pub fn json(
         high: diagnosis.count(Severity::High),
         notice: diagnosis.count(Severity::Notice),
         fine: diagnosis.count(Severity::Fine),
+        left_out: diagnosis
+            .left_out
+            .iter()
+            .map(|(rule, count)| LeftOut {
+                rule,
+                count: *count,
+            })
+            .collect(),
         unknown: diagnosis
             .unknown
             .iter()
             .map(|(rule, why)| Unknown { rule, why })
             .collect(),
     };
-    out += &serde_json::to_string(&last)?;
-    out.push('\n');
+    out.extend(json_line(&last)?);
     Ok(out)
 }
 
@@ -87,6 +104,7 @@ impl<'a> Line<'a> {
             evidence: &finding.evidence,
             count_of: finding.unit,
             causes: &finding.causes,
+            more_causes: finding.more_causes,
             matters: &finding.matters,
             application: &finding.application,
             kernel: &finding.kernel,

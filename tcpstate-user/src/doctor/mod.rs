@@ -31,6 +31,8 @@ pub use watch::{Known, Seen, Watch};
 pub struct Diagnosis {
     /// Worst first.
     pub findings: Vec<Finding>,
+    /// Rules that had more to say, and how many findings more.
+    pub left_out: Vec<(&'static str, usize)>,
     /// Rules that could not be decided, and why.
     pub unknown: Vec<(&'static str, &'static str)>,
 }
@@ -39,15 +41,23 @@ impl Diagnosis {
     /// Asks all rules.
     #[must_use]
     pub fn of(snapshot: &Snapshot, thresholds: &Thresholds) -> Self {
+        /// More findings of one rule tell nothing new.
+        const MOST: usize = 5;
         let mut diagnosis = Self::default();
         for rule in rules::RULES {
             match (rule.check)(snapshot, thresholds) {
-                Ok(findings) => diagnosis
-                    .findings
-                    .extend(findings.into_iter().map(|finding| Finding {
+                Ok(mut findings) => {
+                    findings.sort_by_key(|finding| finding.severity);
+                    let more = findings.len().saturating_sub(MOST);
+                    if more > 0 {
+                        diagnosis.left_out.push((rule.name, more));
+                    }
+                    let findings = findings.into_iter().take(MOST);
+                    diagnosis.findings.extend(findings.map(|finding| Finding {
                         rule: rule.name,
                         ..finding
-                    })),
+                    }));
+                }
                 Err(why) => diagnosis.unknown.push((rule.name, why)),
             }
         }

@@ -40,6 +40,14 @@ pub fn text(
         out.push_str("\nnothing found\n");
     }
     out.push('\n');
+    for (rule, more) in &diagnosis.left_out {
+        wrap(
+            &mut out,
+            "",
+            &format!("# {rule}: {more} more like these are left out"),
+            2,
+        );
+    }
     for (rule, why) in &diagnosis.unknown {
         wrap(&mut out, "", &format!("# {rule}: not known, {why}"), 2);
     }
@@ -118,6 +126,14 @@ fn of_finding(out: &mut String, finding: &Finding, netns: Option<u32>, colour: b
             INDENT,
         );
         label = "";
+    }
+    if finding.more_causes > 0 {
+        wrap(
+            out,
+            label,
+            &format!("and {} more", finding.more_causes),
+            INDENT,
+        );
     }
     for (label, text) in [
         ("why", &finding.matters),

@@ -65,7 +65,7 @@ fn the_scene_in_text_and_json() {
     assert!(longest <= Some(80), "{longest:?}");
     insta::assert_snapshot!("doctor_text", shown);
     let lines = json(&diagnosis, &snapshot, &HOOKS).expect("it can be written");
-    insta::assert_snapshot!("doctor_json", lines);
+    insta::assert_snapshot!("doctor_json", String::from_utf8_lossy(&lines));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::{
 };
 
 use nix::{
+    mount::umount,
     sched::{CloneFlags, unshare},
     sys::signal::Signal,
 };
@@ -343,9 +344,7 @@ fn a_full_disk_ends_a_recording_and_what_was_written_can_be_read() {
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("cut off at byte"), "{message}");
     assert!(String::from_utf8_lossy(&output.stdout).lines().count() > 100);
-    start(Command::new("umount").arg(path))
-        .wait()
-        .expect("umount ends");
+    umount(path).expect("it was mounted");
 }
 
 /// The thread of a process that has this name, which it gives itself.

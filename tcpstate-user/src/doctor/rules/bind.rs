@@ -1,6 +1,6 @@
 //! bind() that finds its address in use: a server that does not come up again.
 
-use super::{Checked, MOST, Rule};
+use super::{Checked, Rule};
 use crate::{
     analysis::Opened,
     doctor::{Cause, FailedBind, Finding, Severity, Snapshot, Thresholds, Who},
@@ -35,7 +35,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         .map(|bind| (severity(bind, thresholds), bind))
         .collect();
     found.sort_by_key(|(severity, bind)| (*severity, std::cmp::Reverse(bind.failed)));
-    let findings = found.into_iter().take(MOST);
+    let findings = found.into_iter();
     Ok(findings
         .map(|(severity, bind)| finding(snapshot, bind, severity))
         .collect())

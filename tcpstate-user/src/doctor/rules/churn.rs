@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Checked, MOST, Rule};
+use super::{Checked, Rule};
 use crate::{
     analysis::Opened,
     doctor::{Cause, Ends, Finding, Process, Severity, Shown, Snapshot, Thresholds, share, whole},
@@ -66,7 +66,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         let service = ends.first().and_then(|one| one.who.service);
         (std::cmp::Reverse(*lives), service)
     });
-    let findings = found.into_iter().take(MOST);
+    let findings = found.into_iter();
     Ok(findings
         .map(|(lives, short, process, ends)| {
             finding(snapshot, thresholds, (lives, short), process, &ends)

@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Checked, MOST, Rule};
+use super::{Checked, Rule};
 use crate::doctor::{Cause, Finding, Process, Severity, Snapshot, Stay, Thresholds};
 
 pub const RULE: Rule = Rule {
@@ -44,7 +44,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         let pid = stays.first().and_then(|stay| stay.who.process.pid);
         (std::cmp::Reverse(*sockets), pid)
     });
-    let findings = found.into_iter().take(MOST);
+    let findings = found.into_iter();
     Ok(findings
         .map(|(sockets, stays)| {
             let severity = if sockets >= thresholds.staying {

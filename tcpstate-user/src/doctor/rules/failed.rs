@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Checked, MOST, NO_ERRORS, Rule};
+use super::{Checked, NO_ERRORS, Rule};
 use crate::{
     analysis::Opened,
     doctor::{Cause, Ends, Finding, Severity, Shown, Snapshot, Thresholds, share},
@@ -45,7 +45,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         .filter(|(failed, ..)| *failed >= thresholds.failed)
         .collect();
     found.sort_by_key(|(failed, service, _)| (std::cmp::Reverse(*failed), *service));
-    let findings = found.into_iter().take(MOST);
+    let findings = found.into_iter();
     Ok(findings
         .map(|(failed, service, ends)| finding(thresholds, failed, service, &ends))
         .collect())

@@ -1,6 +1,6 @@
 //! Listeners that cannot keep up: full queues and SYN cookies, by the kernel's counters.
 
-use super::{Checked, MOST, Rule};
+use super::{Checked, Rule};
 use crate::doctor::{Finding, Namespace, Severity, Snapshot, Thresholds};
 
 pub const RULE: Rule = Rule {
@@ -68,7 +68,7 @@ fn check(snapshot: &Snapshot, _: &Thresholds) -> Checked {
         .filter(|(counted, _)| counted.full + counted.cookies > 0)
         .collect();
     found.sort_by_key(|(counted, one)| (std::cmp::Reverse(counted.full), one.netns));
-    let findings = found.into_iter().take(MOST);
+    let findings = found.into_iter();
     Ok(findings
         .map(|(counted, one)| finding(snapshot, counted, one))
         .collect())

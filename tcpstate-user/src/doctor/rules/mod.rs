@@ -51,9 +51,6 @@ pub fn named(name: &str) -> Option<&'static Rule> {
     RULES.iter().copied().find(|rule| rule.name == name)
 }
 
-/// More findings of one rule than that tell nothing new.
-const MOST: usize = 5;
-
 /// Why nothing is known of how connections failed.
 const NO_ERRORS: &str = "the classic tracepoint tells no errors";
 

@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Checked, MOST, Rule, UNOBSERVED};
+use super::{Checked, Rule, UNOBSERVED};
 use crate::doctor::{Cause, Finding, Severity, Snapshot, Thresholds, Waits, share, whole};
 
 pub const RULE: Rule = Rule {
@@ -43,7 +43,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         })
         .collect();
     found.sort_by_key(|(overflow, netns, ..)| (std::cmp::Reverse(*overflow), *netns));
-    let findings = found.into_iter().take(MOST);
+    let findings = found.into_iter();
     Ok(findings
         .map(|(overflow, netns, now, limit, waits)| {
             finding(snapshot, overflow, netns, (now, limit), &waits)

@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Checked, MOST, Rule};
+use super::{Checked, Rule};
 use crate::doctor::{Cause, Finding, Severity, Snapshot, Stay, Thresholds};
 
 pub const RULE: Rule = Rule {
@@ -45,7 +45,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         })
         .collect();
     found.sort_by_key(|(sockets, netns, state, _)| (std::cmp::Reverse(*sockets), *netns, *state));
-    let findings = found.into_iter().take(MOST);
+    let findings = found.into_iter();
     Ok(findings
         .map(|(sockets, netns, state, stays)| {
             finding(snapshot, thresholds, (sockets, netns, state), &stays)

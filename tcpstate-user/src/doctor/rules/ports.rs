@@ -1,6 +1,6 @@
 //! connect() that finds no local port, now or soon.
 
-use super::{Checked, MOST, Rule};
+use super::{Checked, Rule};
 use crate::{
     analysis::Opened,
     doctor::{Cause, Finding, Ports, Severity, Shown, Snapshot, Thresholds, share, whole},
@@ -47,7 +47,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         let free = ports.limit.map(|limit| limit.saturating_sub(ports.used));
         (*severity, std::cmp::Reverse(ports.failed), free)
     });
-    let findings = found.into_iter().take(MOST);
+    let findings = found.into_iter();
     Ok(findings
         .map(|(severity, ports)| finding(snapshot, ports, severity))
         .collect())
@@ -258,7 +258,7 @@ fn sentence(parts: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::check;
-    use crate::doctor::{Ports, Severity, Snapshot, Thresholds};
+    use crate::doctor::{Diagnosis, Ports, Severity, Snapshot, Thresholds};
 
     fn ports(used: u64, limit: u64) -> Ports {
         Ports {
@@ -307,9 +307,15 @@ mod tests {
             failed: 1,
             ..reused
         };
-        // The worst comes first, and no more than can be read.
+        // The worst comes first, and what is more than can be read is counted.
         let all = vec![soon(5_000, 60.0), failed];
         assert_eq!(severities(all), [High, Notice]);
-        assert_eq!(severities(vec![soon(28_232, 0.0); 9]), [High; 5]);
+        let snapshot = Snapshot {
+            ports: vec![soon(28_232, 0.0); 9],
+            ..Snapshot::default()
+        };
+        let diagnosis = Diagnosis::of(&snapshot, &Thresholds::default());
+        assert_eq!(diagnosis.count(High), 5);
+        assert_eq!(diagnosis.left_out, [("ports", 4)]);
     }
 }

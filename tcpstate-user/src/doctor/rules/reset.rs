@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Checked, MOST, NO_ERRORS, Rule};
+use super::{Checked, NO_ERRORS, Rule};
 use crate::{
     analysis::Opened,
     doctor::{Cause, Ends, Finding, Severity, Shown, Snapshot, Thresholds, share},
@@ -62,7 +62,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         let service = ends.first().and_then(|one| one.who.service);
         (std::cmp::Reverse(counts.all()), service)
     });
-    let findings = found.into_iter().take(MOST);
+    let findings = found.into_iter();
     Ok(findings
         .map(|(counts, ends)| finding(snapshot, thresholds, counts, &ends))
         .collect())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Checked, MOST, Rule};
+use super::{Checked, Rule};
 use crate::{
     doctor::{Finding, Severity, Snapshot, Thresholds},
     settings::Settings,
@@ -41,7 +41,7 @@ fn check(snapshot: &Snapshot, _: &Thresholds) -> Checked {
     // What most have comes first.
     let mut alike: Vec<_> = alike.into_values().collect();
     alike.sort_by_key(|some| std::cmp::Reverse(some.len()));
-    let findings = alike.iter().take(MOST);
+    let findings = alike.iter();
     Ok(findings.filter_map(|some| finding(some)).collect())
 }
 

@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Checked, MOST, Rule, UNOBSERVED};
+use super::{Checked, Rule, UNOBSERVED};
 use crate::{
     analysis::Opened,
     doctor::{Cause, Finding, Ports, Severity, Shown, Snapshot, Thresholds, Waits, share, whole},
@@ -52,7 +52,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         .filter(|(now, ..)| *now >= thresholds.many_time_waits)
         .collect();
     found.sort_by_key(|(now, netns, _)| (std::cmp::Reverse(*now), *netns));
-    let findings = found.into_iter().take(MOST);
+    let findings = found.into_iter();
     Ok(findings
         .map(|(now, netns, waits)| finding(snapshot, now, netns, &waits))
         .collect())
