@@ -1,16 +1,20 @@
 //! What is kept of each connection, and what an event costs with few and with many: the part right of the ring buffer, on its own.
 
+#[path = "../../tcpstate-user/tests/pure/allocator.rs"]
+mod allocator;
+/// Records as the tests write them.
+#[path = "../../tcpstate-user/tests/pure/records.rs"]
+mod records;
+
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    net::Ipv4Addr,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use tcpstate_common::{
-    record::{CALLERS, RecordKind, TimeWaitRecord, TransitionRecord, flags},
-    state::TcpState::{self, Close, Established, FinWait1, FinWait2, SynSent, TimeWait},
+    record::{RecordKind, TransitionRecord},
+    state::TcpState::{Close, Established, FinWait1, FinWait2, SynSent, TimeWait},
 };
 use tcpstate_user::{
     event::Event,
@@ -19,29 +23,8 @@ use tcpstate_user::{
 use zerocopy::IntoBytes as _;
 
 use crate::{bench::Bench, figures::number, interrupt};
-
-/// The system's allocator, counting.
-struct Counting;
-
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        BYTES.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps the promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        BYTES.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps the promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use allocator::BYTES;
+use records::{MS, TICK, owned, record, timer};
 
 /// What came out for one number of connections.
 #[derive(Clone, Debug)]
@@ -56,9 +39,6 @@ pub struct Kept {
 }
 
 const LIMIT: usize = 1_000_000;
-const MS: u64 = 1_000_000;
-/// A jiffy of the made-up machine.
-const TICK: u64 = 4 * MS;
 
 pub fn measure(bench: &Bench) -> Result<Vec<Kept>> {
     let mut rows = Vec::new();
@@ -116,10 +96,16 @@ fn closed(connections: u64) -> Result<f64> {
         open(&mut lifecycle, cookie)?;
         send(
             &mut lifecycle,
-            &owned(record(cookie, time, Established, FinWait1)),
+            &owned(record(cookie, time, Established, FinWait1), 7, b"curl"),
         )?;
         send(&mut lifecycle, &record(cookie, time, FinWait1, FinWait2))?;
-        let armed = armed(cookie, time);
+        let armed = timer(
+            RecordKind::TimeWaitArmed,
+            cookie,
+            time,
+            TimeWait,
+            60_000 * MS,
+        );
         let event = Event::decode(armed.as_bytes())
             .ok()
             .context("a record is refused")?;
@@ -132,7 +118,10 @@ fn closed(connections: u64) -> Result<f64> {
 
 fn open(lifecycle: &mut Lifecycle, cookie: u64) -> Result<()> {
     let time = cookie * MS;
-    send(lifecycle, &owned(record(cookie, time, Close, SynSent)))?;
+    send(
+        lifecycle,
+        &owned(record(cookie, time, Close, SynSent), 7, b"curl"),
+    )?;
     send(lifecycle, &record(cookie, time + 1, SynSent, Established))
 }
 
@@ -144,73 +133,4 @@ fn send(lifecycle: &mut Lifecycle, record: &TransitionRecord) -> Result<()> {
         std::hint::black_box(transition);
     });
     Ok(())
-}
-
-fn record(cookie: u64, time: u64, old: TcpState, new: TcpState) -> TransitionRecord {
-    TransitionRecord {
-        kind: RecordKind::Transition as u8,
-        old: old as u8,
-        new: new as u8,
-        flags: 0,
-        protocol: 6,
-        family: 2,
-        time,
-        cookie,
-        socket: 0xffff_8880_0000_0000 + cookie * 0x800,
-        listener_cookie: 0,
-        listener_socket: 0,
-        netns_cookie: 1,
-        cgroup: 42,
-        laddr: Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped().octets(),
-        raddr: Ipv4Addr::new(10, 0, 0, 2).to_ipv6_mapped().octets(),
-        lport: 40_000,
-        rport: 80,
-        netns: 4_026_531_840,
-        error: 0,
-        uid: 1000,
-        pid: 0,
-        tid: 0,
-        comm: [0; 16],
-        bytes_acked: 0,
-        bytes_received: 0,
-        retransmits: 0,
-        srtt_us: 0,
-    }
-}
-
-/// The same, in connect() or close() of a process.
-fn owned(record: TransitionRecord) -> TransitionRecord {
-    let released = record.new != SynSent as u8;
-    let file = if released { flags::FILE_RELEASED } else { 0 };
-    TransitionRecord {
-        flags: flags::OWNED | flags::FILE_KNOWN | file,
-        pid: 7,
-        tid: 8,
-        comm: *b"curl\0\0\0\0\0\0\0\0\0\0\0\0",
-        ..record
-    }
-}
-
-/// A minisocket's birth in TIME_WAIT.
-fn armed(cookie: u64, time: u64) -> TimeWaitRecord {
-    let full = record(cookie, time, FinWait2, Close);
-    TimeWaitRecord {
-        kind: RecordKind::TimeWaitArmed as u8,
-        substate: TimeWait as u8,
-        family: 2,
-        cpu: 0,
-        time,
-        cookie,
-        minisocket: 0xffff_8881_0000_0000 + cookie * 0x100,
-        socket: 0,
-        netns_cookie: 1,
-        ticks: 4_294_892_296 + time / TICK,
-        due: 4_294_892_296 + (time + 60_000 * MS) / TICK,
-        laddr: full.laddr,
-        raddr: full.raddr,
-        lport: full.lport,
-        rport: full.rport,
-        netns: full.netns,
-        callers: [0; CALLERS],
-    }
 }

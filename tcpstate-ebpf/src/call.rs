@@ -14,8 +14,8 @@ use crate::{
     constants::constant,
     filter,
     memory::{
-        self, Minisocket,
-        call::{Asked, Registers, is_compat, socket},
+        self,
+        call::{Asked, Held, Registers, is_compat, socket},
     },
     ring,
     transition::bytes,
@@ -42,7 +42,7 @@ pub(crate) fn call(context: BtfTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-fn send(context: &BtfTracePointContext, call: Call, sock: Minisocket, asked: &Asked) {
+fn send(context: &BtfTracePointContext, call: Call, sock: Held, asked: &Asked) {
     let (netns_cookie, netns) = sock.netns();
     let protocol = sock.protocol();
     if is_compat()

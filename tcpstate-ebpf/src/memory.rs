@@ -82,8 +82,11 @@ macro_rules! read {
     }};
 }
 
-// Behind the macros, which it uses.
+// Behind the macros, which they use.
 pub(crate) mod call;
+mod minisocket;
+
+pub(crate) use minisocket::Minisocket;
 
 pub(crate) fn ipv4_mapped(address: u32) -> Address {
     [0, u64::from(MAPPED) | (u64::from(address) << 32)]
@@ -387,119 +390,27 @@ impl Timer {
     }
 }
 
-/// The address of a `struct inet_timewait_sock`, which begins like a `struct sock`, or of a full socket. It may have been
-/// found by stepping back from a member, or in a register, so the verifier does not know its type.
-#[derive(Clone, Copy)]
-pub(crate) struct Minisocket(u64);
-
-impl Minisocket {
-    /// The minisocket at this address.
-    pub(crate) const fn new(address: u64) -> Self {
-        Self(address)
+/// The cookie of what begins like a `struct sock` at this address: a minisocket has that of its full socket
+/// (`inet_twsk_alloc`).
+#[inline(always)]
+fn cookie_at(address: u64) -> u64 {
+    if constant!(CONFIG.cookie_helper) == 0 {
+        return 0;
     }
+    read!(address, cookie as u64)
+}
 
-    /// The one whose timer is at this address.
-    #[inline(always)]
-    pub(crate) fn with_timer(timer: u64) -> Self {
-        let function = timer + u64::from(constant!(OFFSETS.timer_function));
-        Self(function - u64::from(constant!(OFFSETS.tw_timer)))
+/// Its network namespace: cookie and inode number.
+#[inline(always)]
+fn netns_at(address: u64) -> (u64, u32) {
+    let net = read!(address, netns as u64);
+    if net == 0 {
+        return (0, 0);
     }
-
-    pub(crate) fn pointer(self) -> u64 {
-        self.0
-    }
-
-    #[inline(always)]
-    fn timer(self) -> u64 {
-        let function = self.0 + u64::from(constant!(OFFSETS.tw_timer));
-        function - u64::from(constant!(OFFSETS.timer_function))
-    }
-
-    /// `sk_protocol`, which only a full socket has; 0 if it is none of IP.
-    #[inline(always)]
-    pub(crate) fn protocol(self) -> u16 {
-        const AF_INET: u16 = 2;
-        match read!(self.0, family as u16) {
-            AF_INET | AF_INET6 => read!(self.0, protocol as u16),
-            _ => 0,
-        }
-    }
-
-    /// When its timer is due, in ticks.
-    #[inline(always)]
-    pub(crate) fn due(self) -> u64 {
-        read!(self.timer(), timer_expires as u64)
-    }
-
-    /// Whether its timer is running (`timer_pending`).
-    #[inline(always)]
-    pub(crate) fn pending(self) -> bool {
-        read!(self.timer(), timer_node as u64) != 0
-    }
-
-    #[inline(always)]
-    pub(crate) fn substate(self) -> u8 {
-        read!(self.0, tw_substate as u8)
-    }
-
-    /// The minisocket has the cookie of the full socket (`inet_twsk_alloc`).
-    #[inline(always)]
-    pub(crate) fn cookie(self) -> u64 {
-        if constant!(CONFIG.cookie_helper) == 0 {
-            return 0;
-        }
-        read!(self.0, cookie as u64)
-    }
-
-    #[inline(always)]
-    pub(crate) fn netns(self) -> (u64, u32) {
-        let net = read!(self.0, netns as u64);
-        if net == 0 {
-            return (0, 0);
-        }
-        (
-            read!(net, netns_cookie as u64),
-            read!(net, netns_inode as u32),
-        )
-    }
-
-    /// Whether its network namespace has no process, socket or name any more (`check_net`).
-    #[inline(always)]
-    pub(crate) fn is_netns_gone(self) -> bool {
-        let net = read!(self.0, netns as u64);
-        let known = constant!(OFFSETS.netns_count) != ABSENT
-            || constant!(OFFSETS.netns_ns_count) != ABSENT
-            || constant!(OFFSETS.netns_ns_ref) != ABSENT;
-        let count = read!(net, netns_count as u32)
-            | read!(net, netns_ns_count as u32)
-            | read!(net, netns_ns_ref as u32);
-        known && net != 0 && count == 0
-    }
-
-    #[inline(always)]
-    pub(crate) fn ends(self) -> Ends {
-        const IPPROTO_TCP: u16 = 6;
-        let family = read!(self.0, family as u16);
-        let (laddr, raddr) = if family == AF_INET6 {
-            (
-                read!(self.0, laddr6 as Address),
-                read!(self.0, raddr6 as Address),
-            )
-        } else {
-            (
-                ipv4_mapped(read!(self.0, laddr4 as u32)),
-                ipv4_mapped(read!(self.0, raddr4 as u32)),
-            )
-        };
-        Ends {
-            family,
-            protocol: IPPROTO_TCP,
-            lport: read!(self.0, lport as u16),
-            rport: u16::from_be(read!(self.0, rport as u16)),
-            laddr,
-            raddr,
-        }
-    }
+    (
+        read!(net, netns_cookie as u64),
+        read!(net, netns_inode as u32),
+    )
 }
 
 /// Reads kernel memory at any address; zero where it cannot be read.

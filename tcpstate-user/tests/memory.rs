@@ -2,14 +2,12 @@
 
 #![expect(clippy::expect_used, reason = "a test stops where its set-up fails")]
 
+#[path = "pure/allocator.rs"]
+mod allocator;
 #[path = "pure/records.rs"]
 mod records;
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use tcpstate_common::{
     record::RecordKind,
@@ -21,30 +19,8 @@ use tcpstate_user::{
 };
 use zerocopy::IntoBytes as _;
 
+use allocator::BYTES;
 use records::{MS, TICK, event, owned, record, timer};
-
-/// The system's allocator, counting.
-struct Counting;
-
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        BYTES.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps the promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        BYTES.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps the promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const LIMIT: usize = 1_000_000;
 /// From few to many: the average is over all of these.

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_user};
 use tcpstate_common::fields::ABSENT;
 
-use super::{AF_INET6, Address, Minisocket, ipv4_mapped, probe};
+use super::{AF_INET6, Address, cookie_at, ipv4_mapped, netns_at, probe};
 use crate::constants::constant;
 
 /// A `struct pt_regs *` whose type the verifier knows: the registers that the call was made with (x86-64).
@@ -16,6 +16,36 @@ pub(crate) struct Asked {
     pub(crate) family: u16,
     pub(crate) port: u16,
     pub(crate) addr: Address,
+}
+
+/// The address of the `struct sock` of a socket that the current task holds; the verifier does not know its type.
+#[derive(Clone, Copy)]
+pub(crate) struct Held(u64);
+
+impl Held {
+    pub(crate) fn pointer(self) -> u64 {
+        self.0
+    }
+
+    /// `sk_protocol`; 0 if it is none of IP.
+    #[inline(always)]
+    pub(crate) fn protocol(self) -> u16 {
+        const AF_INET: u16 = 2;
+        match read!(self.0, family as u16) {
+            AF_INET | AF_INET6 => read!(self.0, protocol as u16),
+            _ => 0,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn cookie(self) -> u64 {
+        cookie_at(self.0)
+    }
+
+    #[inline(always)]
+    pub(crate) fn netns(self) -> (u64, u32) {
+        netns_at(self.0)
+    }
 }
 
 impl Registers {
@@ -64,7 +94,7 @@ pub(crate) fn is_compat() -> bool {
 /// The socket behind a file descriptor of the current task. Another thread may have closed it meanwhile, and got the
 /// same number for something else: a file is taken for a socket only if that has it as its file.
 #[inline(always)]
-pub(crate) fn socket(fd: u32) -> Option<Minisocket> {
+pub(crate) fn socket(fd: u32) -> Option<Held> {
     let table = read!(read!(task(), task_files as u64), files_table as u64);
     if fd >= read!(table, table_size as u32) {
         return None;
@@ -73,7 +103,7 @@ pub(crate) fn socket(fd: u32) -> Option<Minisocket> {
     let socket = read!(file, file_socket as u64);
     let sock = read!(socket, socket_sock as u64);
     let is_socket = file != 0 && sock != 0 && read!(socket, socket_file as u64) == file;
-    is_socket.then(|| Minisocket::new(sock))
+    is_socket.then_some(Held(sock))
 }
 
 #[inline(always)]

@@ -383,15 +383,14 @@ impl By {
     }
 
     /// The group of a connection that this process holds now; it was in this one.
-    pub(super) fn held_by(&self, key: Option<Key>, process: &Process) -> Option<Key> {
-        let mut key = key?;
+    pub(super) fn held_by(&self, mut key: Key, process: &Process) -> Key {
         if self.has(Dimension::Pid) || self.has(Dimension::Process) {
             key.comm = Some(process.comm);
         }
         if self.has(Dimension::Pid) {
             key.pid = Some(process.pid);
         }
-        Some(key)
+        key
     }
 
     fn network(&self, addr: IpAddr) -> Option<IpNet> {

@@ -273,9 +273,12 @@ impl Tally for States {
         };
         life.process = Some(process);
         if let Some(place) = life.place {
-            let moved = self.options.by.held_by(self.groups.key(place), &process);
             self.leave(Some(life));
-            life.place = moved.map(|key| self.groups.place(key, None)).or(life.place);
+            // Those that were too many to tell apart stay together.
+            if let Some(key) = self.groups.key(place) {
+                let key = self.options.by.held_by(key, &process);
+                life.place = Some(self.groups.place(key, None));
+            }
             self.count(&life);
         }
         self.open.insert(connection, life);

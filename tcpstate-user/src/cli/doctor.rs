@@ -12,10 +12,11 @@ use clap::Args as ClapArgs;
 
 use super::{
     Outcome,
-    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs, duration},
+    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs},
     live,
     record::RecordingArgs,
     shape::{Conditions, Periodic, Shape},
+    values::duration,
 };
 use crate::{
     analysis::Tally,

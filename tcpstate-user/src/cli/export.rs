@@ -13,10 +13,11 @@ use jiff::tz::TimeZone;
 
 use super::{
     Outcome,
-    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs, connections},
+    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs},
     record::{self, RecordingArgs},
     replay,
     shape::Shape,
+    values::connections,
 };
 use crate::{
     clock::Clock,

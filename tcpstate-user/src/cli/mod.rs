@@ -17,6 +17,7 @@ mod replay;
 mod shape;
 mod states;
 mod timewait;
+mod values;
 mod view;
 mod window;
 

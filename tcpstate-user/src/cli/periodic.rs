@@ -8,9 +8,10 @@ use tcpstate_common::state::TcpState;
 
 use super::{
     Outcome,
-    args::{LiveArgs, duration},
+    args::LiveArgs,
     live,
     shape::{Conditions, Periodic, Shape},
+    values::duration,
 };
 use crate::analysis::{
     By, Closers, Column, Dimension, Hist, HistOptions, Measure, Order, Scale, Shown, Tally,

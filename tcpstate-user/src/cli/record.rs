@@ -7,9 +7,10 @@ use clap::Args as ClapArgs;
 
 use super::{
     Outcome,
-    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs, duration},
+    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs},
     live,
     shape::Shape,
+    values::duration,
 };
 use crate::{
     analysis::{Connection, Report},

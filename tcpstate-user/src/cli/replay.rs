@@ -7,12 +7,13 @@ use jiff::{Timestamp, ToSpan as _, civil, tz::TimeZone};
 
 use super::{
     Outcome,
-    args::{FilterArgs, LiveArgs, OutputArgs, duration},
+    args::{FilterArgs, LiveArgs, OutputArgs},
     live,
     names::Names,
     output,
     progress::Progress,
     shape::Shape,
+    values::duration,
     view::{Losses, View},
     window::Window,
 };

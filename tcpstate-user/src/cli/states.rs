@@ -8,9 +8,10 @@ use tcpstate_common::state::TcpState;
 
 use super::{
     Outcome,
-    args::{LiveArgs, duration},
+    args::LiveArgs,
     periodic::{PeriodArgs, dimension, order, run},
     shape::Conditions,
+    values::duration,
 };
 use crate::analysis::{By, Dimension, Leaks, LeaksOptions, States, StatesOptions, Tally};
 

@@ -1,5 +1,7 @@
 //! Everything that a rule may look at.
 
+use rustc_hash::FxHashMap;
+
 use super::{counters::NetCounters, ends::FailedBind, finding::Who};
 use crate::{event::Endpoint, settings::Settings};
 #[cfg(test)]
@@ -172,6 +174,15 @@ pub struct Ends {
 }
 
 impl Snapshot {
+    /// What is known of minisockets, by network namespace.
+    pub(super) fn waits_by_namespace(&self) -> impl Iterator<Item = (Option<u32>, Vec<&Waits>)> {
+        let mut namespaces: FxHashMap<_, Vec<_>> = FxHashMap::default();
+        for waits in &self.waits {
+            namespaces.entry(waits.who.netns).or_default().push(waits);
+        }
+        namespaces.into_iter()
+    }
+
     /// How long was watched, in seconds.
     #[must_use]
     pub fn seconds(&self) -> f64 {

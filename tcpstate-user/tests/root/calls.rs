@@ -10,8 +10,9 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    server::{CHILD_ACCEPTS, Server, greeted},
     support::{Printed, Tool, own_netns, port, probe, run, skipped, sysctl},
-    views::{CHILD_ACCEPTS, Server, greeted, groups, in_state, wait_until},
+    views::{groups, in_state, wait_until},
 };
 
 /// Whether this kernel does not let system calls be watched; says so then.

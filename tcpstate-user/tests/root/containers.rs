@@ -5,8 +5,9 @@ use std::{fs, io::Read as _, path::PathBuf};
 use serde_json::Value;
 
 use crate::{
+    server::{CLOSES_FIRST, Server, greeted},
     support::{Tool, nobody_starts, own_netns, skipped, text},
-    views::{CLOSES_FIRST, Server, greeted, groups, wait_until},
+    views::{groups, wait_until},
 };
 
 /// A cgroup that is gone when the test is, and the processes in it before.

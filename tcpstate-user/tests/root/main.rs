@@ -22,6 +22,7 @@ mod probe;
 mod recording;
 mod recordings;
 mod segments;
+mod server;
 mod smp;
 mod states;
 mod support;

@@ -12,8 +12,9 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    server::{LEAKS, NEVER_FIRST, Server, greeted},
     support::{Printed, Tool, nobody_starts, own_netns, skipped, text},
-    views::{LEAKS, NEVER_FIRST, Server, greeted, groups, wait_until},
+    views::{groups, wait_until},
 };
 
 /// The sockets of the namespace of this thread by the kernel's number of their state.

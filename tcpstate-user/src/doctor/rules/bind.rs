@@ -35,8 +35,8 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         .map(|bind| (severity(bind, thresholds), bind))
         .collect();
     found.sort_by_key(|(severity, bind)| (*severity, std::cmp::Reverse(bind.failed)));
-    let findings = found.into_iter();
-    Ok(findings
+    Ok(found
+        .into_iter()
         .map(|(severity, bind)| finding(snapshot, bind, severity))
         .collect())
 }

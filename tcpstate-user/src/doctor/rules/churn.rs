@@ -66,8 +66,8 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         let service = ends.first().and_then(|one| one.who.service);
         (std::cmp::Reverse(*lives), service)
     });
-    let findings = found.into_iter();
-    Ok(findings
+    Ok(found
+        .into_iter()
         .map(|(lives, short, process, ends)| {
             finding(snapshot, thresholds, (lives, short), process, &ends)
         })

@@ -44,8 +44,8 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         let pid = stays.first().and_then(|stay| stay.who.process.pid);
         (std::cmp::Reverse(*sockets), pid)
     });
-    let findings = found.into_iter();
-    Ok(findings
+    Ok(found
+        .into_iter()
         .map(|(sockets, stays)| {
             let severity = if sockets >= thresholds.staying {
                 Severity::High

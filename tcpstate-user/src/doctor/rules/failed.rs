@@ -45,8 +45,8 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         .filter(|(failed, ..)| *failed >= thresholds.failed)
         .collect();
     found.sort_by_key(|(failed, service, _)| (std::cmp::Reverse(*failed), *service));
-    let findings = found.into_iter();
-    Ok(findings
+    Ok(found
+        .into_iter()
         .map(|(failed, service, ends)| finding(thresholds, failed, service, &ends))
         .collect())
 }

@@ -68,8 +68,8 @@ fn check(snapshot: &Snapshot, _: &Thresholds) -> Checked {
         .filter(|(counted, _)| counted.full + counted.cookies > 0)
         .collect();
     found.sort_by_key(|(counted, one)| (std::cmp::Reverse(counted.full), one.netns));
-    let findings = found.into_iter();
-    Ok(findings
+    Ok(found
+        .into_iter()
         .map(|(counted, one)| finding(snapshot, counted, one))
         .collect())
 }

@@ -1,7 +1,5 @@
 //! TIME_WAITs that there is no room for: tcp_max_tw_buckets.
 
-use rustc_hash::FxHashMap;
-
 use super::{Checked, Rule, UNOBSERVED};
 use crate::doctor::{Cause, Finding, Severity, Snapshot, Thresholds, Waits, share, whole};
 
@@ -27,12 +25,8 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
     if !snapshot.timewait {
         return Err(UNOBSERVED);
     }
-    let mut namespaces: FxHashMap<Option<u32>, Vec<&Waits>> = FxHashMap::default();
-    for waits in &snapshot.waits {
-        namespaces.entry(waits.who.netns).or_default().push(waits);
-    }
-    let mut found: Vec<_> = namespaces
-        .into_iter()
+    let mut found: Vec<_> = snapshot
+        .waits_by_namespace()
         .filter_map(|(netns, waits)| {
             let overflow = waits.iter().map(|one| one.overflow).sum::<u64>();
             let now = waits.iter().map(|one| one.minisockets()).sum::<u64>();
@@ -43,8 +37,8 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         })
         .collect();
     found.sort_by_key(|(overflow, netns, ..)| (std::cmp::Reverse(*overflow), *netns));
-    let findings = found.into_iter();
-    Ok(findings
+    Ok(found
+        .into_iter()
         .map(|(overflow, netns, now, limit, waits)| {
             finding(snapshot, overflow, netns, (now, limit), &waits)
         })

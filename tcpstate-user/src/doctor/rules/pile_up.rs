@@ -45,8 +45,8 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         })
         .collect();
     found.sort_by_key(|(sockets, netns, state, _)| (std::cmp::Reverse(*sockets), *netns, *state));
-    let findings = found.into_iter();
-    Ok(findings
+    Ok(found
+        .into_iter()
         .map(|(sockets, netns, state, stays)| {
             finding(snapshot, thresholds, (sockets, netns, state), &stays)
         })

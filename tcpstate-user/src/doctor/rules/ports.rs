@@ -47,8 +47,8 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         let free = ports.limit.map(|limit| limit.saturating_sub(ports.used));
         (*severity, std::cmp::Reverse(ports.failed), free)
     });
-    let findings = found.into_iter();
-    Ok(findings
+    Ok(found
+        .into_iter()
         .map(|(severity, ports)| finding(snapshot, ports, severity))
         .collect())
 }

@@ -62,8 +62,8 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         let service = ends.first().and_then(|one| one.who.service);
         (std::cmp::Reverse(counts.all()), service)
     });
-    let findings = found.into_iter();
-    Ok(findings
+    Ok(found
+        .into_iter()
         .map(|(counts, ends)| finding(snapshot, thresholds, counts, &ends))
         .collect())
 }

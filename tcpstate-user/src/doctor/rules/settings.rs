@@ -41,8 +41,7 @@ fn check(snapshot: &Snapshot, _: &Thresholds) -> Checked {
     // What most have comes first.
     let mut alike: Vec<_> = alike.into_values().collect();
     alike.sort_by_key(|some| std::cmp::Reverse(some.len()));
-    let findings = alike.iter();
-    Ok(findings.filter_map(|some| finding(some)).collect())
+    Ok(alike.iter().filter_map(|some| finding(some)).collect())
 }
 
 fn finding(alike: &[&Settings]) -> Option<Finding> {

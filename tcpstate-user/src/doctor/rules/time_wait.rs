@@ -1,7 +1,5 @@
 //! TIME_WAITs: who causes them, what they cost, and whether that matters.
 
-use rustc_hash::FxHashMap;
-
 use super::{Checked, Rule, UNOBSERVED};
 use crate::{
     analysis::Opened,
@@ -36,12 +34,8 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
     if !snapshot.timewait {
         return Err(UNOBSERVED);
     }
-    let mut namespaces: FxHashMap<Option<u32>, Vec<&Waits>> = FxHashMap::default();
-    for waits in &snapshot.waits {
-        namespaces.entry(waits.who.netns).or_default().push(waits);
-    }
-    let mut found: Vec<_> = namespaces
-        .into_iter()
+    let mut found: Vec<_> = snapshot
+        .waits_by_namespace()
         .map(|(netns, waits)| {
             (
                 waits.iter().map(|one| one.minisockets()).sum::<u64>(),
@@ -52,8 +46,8 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         .filter(|(now, ..)| *now >= thresholds.many_time_waits)
         .collect();
     found.sort_by_key(|(now, netns, _)| (std::cmp::Reverse(*now), *netns));
-    let findings = found.into_iter();
-    Ok(findings
+    Ok(found
+        .into_iter()
         .map(|(now, netns, waits)| finding(snapshot, now, netns, &waits))
         .collect())
 }
