@@ -24,7 +24,7 @@ use zerocopy::IntoBytes as _;
 
 use crate::{bench::Bench, figures::number, interrupt};
 use allocator::BYTES;
-use records::{MS, TICK, owned, record, timer};
+use records::{MS, TICK, event, owned, record, timer};
 
 /// What came out for one number of connections.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ fn opened(connections: u64, rounds: u64) -> Result<(f64, f64)> {
     let before = BYTES.load(Ordering::Relaxed);
     let mut lifecycle = lifecycle();
     for cookie in 1..=connections {
-        open(&mut lifecycle, cookie)?;
+        open(&mut lifecycle, cookie);
     }
     let bytes = number((BYTES.load(Ordering::Relaxed) - before) as u64);
     let began = Instant::now();
@@ -77,8 +77,8 @@ fn opened(connections: u64, rounds: u64) -> Result<(f64, f64)> {
         // In no order that a cache could follow; each is there, for it came `connections` before.
         let oldest = cookie;
         let time = (connections + cookie) * MS;
-        send(&mut lifecycle, &record(oldest, time, Established, Close))?;
-        open(&mut lifecycle, connections + cookie)?;
+        send(&mut lifecycle, &record(oldest, time, Established, Close));
+        open(&mut lifecycle, connections + cookie);
     }
     let nanoseconds = u64::try_from(began.elapsed().as_nanos())?;
     Ok((
@@ -93,12 +93,12 @@ fn closed(connections: u64) -> Result<f64> {
     let mut lifecycle = lifecycle();
     for cookie in 1..=connections {
         let time = cookie * MS;
-        open(&mut lifecycle, cookie)?;
+        open(&mut lifecycle, cookie);
         send(
             &mut lifecycle,
             &owned(record(cookie, time, Established, FinWait1), 7, b"curl"),
-        )?;
-        send(&mut lifecycle, &record(cookie, time, FinWait1, FinWait2))?;
+        );
+        send(&mut lifecycle, &record(cookie, time, FinWait1, FinWait2));
         let armed = timer(
             RecordKind::TimeWaitArmed,
             cookie,
@@ -110,27 +110,23 @@ fn closed(connections: u64) -> Result<f64> {
             .ok()
             .context("a record is refused")?;
         lifecycle.event(event, |_| ());
-        send(&mut lifecycle, &record(cookie, time, FinWait2, Close))?;
+        send(&mut lifecycle, &record(cookie, time, FinWait2, Close));
     }
     let bytes = number((BYTES.load(Ordering::Relaxed) - before) as u64);
     Ok(bytes / number(connections))
 }
 
-fn open(lifecycle: &mut Lifecycle, cookie: u64) -> Result<()> {
+fn open(lifecycle: &mut Lifecycle, cookie: u64) {
     let time = cookie * MS;
     send(
         lifecycle,
         &owned(record(cookie, time, Close, SynSent), 7, b"curl"),
-    )?;
-    send(lifecycle, &record(cookie, time + 1, SynSent, Established))
+    );
+    send(lifecycle, &record(cookie, time + 1, SynSent, Established));
 }
 
-fn send(lifecycle: &mut Lifecycle, record: &TransitionRecord) -> Result<()> {
-    let event = Event::decode(record.as_bytes())
-        .ok()
-        .context("a record is refused")?;
-    lifecycle.event(event, |transition| {
+fn send(lifecycle: &mut Lifecycle, record: &TransitionRecord) {
+    lifecycle.event(Event::Transition(event(record)), |transition| {
         std::hint::black_box(transition);
     });
-    Ok(())
 }
