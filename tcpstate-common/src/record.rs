@@ -3,6 +3,8 @@
 //! Every record starts with one byte that says its kind. Nothing in a record is trusted by the reader:
 //! states and kinds stay numbers here and are checked by user space.
 
+use core::mem::offset_of;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The kind of a record: its first byte.
@@ -84,6 +86,16 @@ pub mod flags {
     /// The first program was not run for this transition, as far as the second can tell: if it was, this is the same once more.
     pub const SECOND_LOOK: u8 = 1 << 7;
 }
+
+/// Where every record has its time, by which those of several processors are put in order.
+pub const TIME_OFFSET: usize = 8;
+
+const _: () = assert!(
+    offset_of!(TransitionRecord, time) == TIME_OFFSET
+        && offset_of!(TimeWaitRecord, time) == TIME_OFFSET
+        && offset_of!(SocketRecord, time) == TIME_OFFSET
+        && offset_of!(CallRecord, time) == TIME_OFFSET
+);
 
 /// One state transition of one socket, as `inet_sock_set_state` saw it.
 ///

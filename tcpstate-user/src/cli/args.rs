@@ -153,9 +153,10 @@ pub const MAX_CONNECTIONS: usize = 1_000_000;
 /// How to look at this machine.
 #[derive(Clone, Debug, Default, ClapArgs)]
 pub struct KernelArgs {
-    /// Size of the ring buffer between kernel and tcpstate (rounded up to a power of two)
-    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = buffer)]
-    pub buffer: u32,
+    /// Size of the ring buffers between kernel and tcpstate, of which each processor has one, together [default: 8M for each
+    /// processor, up to 64M]
+    #[arg(long, value_name = "SIZE", value_parser = buffer)]
+    pub buffer: Option<u32>,
 
     /// Leave out the sockets that are there at the start, and the search for their processes
     #[arg(long)]

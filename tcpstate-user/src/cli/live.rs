@@ -22,11 +22,10 @@ use super::{
 };
 use crate::{
     clock::{self, Clock},
-    event::Event,
     filter::Filter,
     kernel::{
         self, Attached, Cgroups, Hook, Missing, Reader, Request, TimeWaitHook, Tracer,
-        drop_privileges,
+        default_buffer, drop_privileges,
     },
     message::say,
     recording::Header,
@@ -58,7 +57,7 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
         timewait: args.kernel.timewait.request(),
         calls: args.kernel.syscalls.request(shape.tells_calls()),
         filter: filter.for_kernel(),
-        buffer: args.kernel.buffer,
+        buffer: args.kernel.buffer.unwrap_or_else(default_buffer),
         existing: !args.kernel.skip_existing,
     };
     let attached = Attached::new(&request)?;
@@ -76,7 +75,7 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
     // Its thread needs privileges for as long as it reads.
     let reader = attached
         .existing
-        .then(|| Reader::new(attached.ebpf.clone(), filter.netns, args.kernel.buffer));
+        .then(|| Reader::new(attached.ebpf.clone(), filter.netns, attached.rings.size()));
     // Before there are other threads: each has privileges of its own.
     drop_privileges();
     tokio::runtime::Builder::new_multi_thread()
@@ -210,8 +209,8 @@ async fn follow(
 
 /// Reads what was sent until `now`, and says whether there is more of it after `deadline`.
 ///
-/// What is younger waits for the next turn: only the losses until `now` are known, and what comes after a hole must not be
-/// understood before the hole is known.
+/// What is younger waits in the ring buffers for the next turn: only the losses until `now` are known, and what comes after a
+/// hole must not be understood before the hole is known.
 fn turn(
     tracer: &mut Tracer,
     view: &mut View,
@@ -221,13 +220,11 @@ fn turn(
 ) -> Result<bool> {
     const BETWEEN_LOOKS: u32 = 256;
     losses.check(&tracer.counters()?, view, now)?;
-    if !view.catch_up(now)? {
-        return Ok(false);
-    }
     let mut until_look = BETWEEN_LOOKS;
     let mut late = false;
-    tracer.read(|bytes| {
-        if !view.record(bytes, now)? || view.is_done() {
+    let waits = tracer.read(now, |bytes| {
+        view.record(bytes, now)?;
+        if view.is_done() {
             return Ok(false);
         }
         until_look -= 1;
@@ -237,7 +234,7 @@ fn turn(
         }
         Ok::<_, std::io::Error>(!late)
     })?;
-    Ok(late)
+    Ok(late || waits)
 }
 
 /// Looks once more at the minisockets that are still there, if that is of use.
@@ -275,10 +272,9 @@ fn finish(
     let deadline = Instant::now() + FAREWELL;
     while !view.is_done() && turn(tracer, view, losses, end, deadline)? {
         if Instant::now() >= deadline {
-            tracer.read(|bytes| {
-                let in_time = Event::decode(bytes).is_ok_and(|event| event.time() <= end);
-                view.unread += u64::from(in_time);
-                Ok::<_, std::io::Error>(in_time)
+            tracer.read(end, |_| {
+                view.unread += 1;
+                Ok::<_, std::io::Error>(true)
             })?;
             break;
         }

@@ -50,8 +50,6 @@ pub struct View {
     /// A report had something to say.
     counted: bool,
     transitions: Vec<Transition>,
-    /// Younger than the losses we know of: it waits until those up to it are known.
-    ahead: Option<(Event, Vec<u8>)>,
     events: u64,
     /// When the last one happened.
     time: u64,
@@ -130,7 +128,6 @@ impl View {
             skip_found: false,
             counted: false,
             transitions: Vec::new(),
-            ahead: None,
             events: 0,
             time: 0,
             shown: 0,
@@ -169,7 +166,7 @@ impl View {
         self.tape.as_mut()
     }
 
-    /// Takes one record that was sent until `now`; `false` if it is younger, and waits.
+    /// Takes one record that was sent until `now`; `false` if it is younger.
     pub fn record(&mut self, bytes: &[u8], now: u64) -> io::Result<bool> {
         let Ok(event) = Event::decode(bytes) else {
             self.undecodable += 1;
@@ -178,10 +175,10 @@ impl View {
             return Ok(true);
         };
         if event.time() > now {
-            self.ahead = Some((event, bytes.to_vec()));
             return Ok(false);
         }
         self.event(event)?;
+        // Behind what was looked up for it.
         self.on_tape(&Step::Record(bytes));
         Ok(true)
     }
@@ -190,23 +187,6 @@ impl View {
     pub fn end_round(&mut self, round: Round) -> io::Result<()> {
         self.on_tape(&Step::Round(round));
         self.understand(|lifecycle, out| lifecycle.end_round(round, out))
-    }
-
-    /// Takes the record that waited; `false` if it still has to.
-    pub fn catch_up(&mut self, now: u64) -> io::Result<bool> {
-        match self.ahead.take() {
-            Some(ahead) if ahead.0.time() > now => {
-                self.ahead = Some(ahead);
-                Ok(false)
-            }
-            Some((event, bytes)) => {
-                self.event(event)?;
-                // Behind what was looked up for it.
-                self.on_tape(&Step::Record(&bytes));
-                Ok(true)
-            }
-            None => Ok(true),
-        }
     }
 
     fn event(&mut self, event: Event) -> io::Result<()> {

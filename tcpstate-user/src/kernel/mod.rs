@@ -14,6 +14,7 @@ mod owners;
 pub mod plan;
 pub mod probe;
 mod refusal;
+mod rings;
 mod settings;
 mod tracer;
 
@@ -27,6 +28,7 @@ pub use observer::{TimeWaitHook, TimeWaitRequest};
 pub use owners::Owners;
 pub use plan::{Attached, Hook, Missing, Plan, Request, hook_names};
 pub use refusal::{Attempt, Refused};
+pub use rings::default_buffer;
 pub use settings::settings;
 pub use tracer::{Counters, Tracer};
 

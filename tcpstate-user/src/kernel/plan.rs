@@ -22,6 +22,7 @@ use super::{
     existing, format,
     observer::{self, TimeWaitHook, TimeWaitRequest},
     refusal::{Attempt, Refused, maps_reason, reason},
+    rings::{self, Rings},
 };
 use crate::{clock, lifecycle::Callers};
 
@@ -81,7 +82,7 @@ pub struct Request {
     pub calls: CallRequest,
     /// What the kernel side decides.
     pub filter: KernelFilter,
-    /// Bytes of the ring buffer: a power of two, at least a page.
+    /// Bytes of all ring buffers together, of which each processor has one.
     pub buffer: u32,
     /// Whether sockets that are there already are wanted.
     pub existing: bool,
@@ -162,6 +163,8 @@ pub struct Attached {
     pub plan: Plan,
     /// Maps and programs.
     pub ebpf: Arc<Mutex<Ebpf>>,
+    /// What the programs write to.
+    pub rings: Rings,
     /// Whether the sockets that are there already can be read.
     pub existing: bool,
     /// When they were in place (nanoseconds of `CLOCK_MONOTONIC`).
@@ -177,14 +180,21 @@ impl Attached {
         attach(request, &mut Vec::new())
     }
 
-    fn now(plan: Plan, ebpf: Ebpf, existing: bool) -> Self {
+    fn now(plan: Plan, Loaded { ebpf, rings }: Loaded, existing: bool) -> Self {
         Self {
             plan,
             ebpf: Arc::new(Mutex::new(ebpf)),
+            rings,
             existing,
             start: clock::monotonic_now(),
         }
     }
+}
+
+/// The kernel has taken maps and programs.
+struct Loaded {
+    ebpf: Ebpf,
+    rings: Rings,
 }
 
 /// Tries the hooks (or only one), best first, and attaches the first that works. `attempts` gets what happened.
@@ -275,7 +285,7 @@ fn helpers(plan: &Plan, request: &Request, kernel_types: &Btf) -> Result<(bool, 
     let mut refusal = String::new();
     for helpers in [(true, true), (false, true), (false, false)] {
         (plan.cookie_helper, plan.task_helper) = helpers;
-        let mut ebpf = load_maps(&plan, request, Some(kernel_types))?;
+        let mut ebpf = load_maps(&plan, request, size_of_each(request)?, Some(kernel_types))?;
         match load_btf(&mut ebpf, kernel_types) {
             Ok(()) => return Ok(*KNOWN.get_or_init(|| helpers)),
             Err(error) => refusal = reason(&error),
@@ -289,11 +299,11 @@ fn helpers(plan: &Plan, request: &Request, kernel_types: &Btf) -> Result<(bool, 
 fn in_place(
     mut plan: Plan,
     request: &Request,
-    mut ebpf: Ebpf,
+    mut loaded: Loaded,
     kernel_types: &Btf,
 ) -> Result<Attached, String> {
     if request.calls != CallRequest::Off {
-        match call::attach(&mut ebpf, &plan, kernel_types) {
+        match call::attach(&mut loaded.ebpf, &plan, kernel_types) {
             Ok(()) => plan.calls = true,
             Err(why) if request.calls == CallRequest::Must => return Err(why),
             Err(why) => plan.missing.push(Missing {
@@ -304,17 +314,17 @@ fn in_place(
     }
     if plan.timewait == Some(TimeWaitHook::Poll) {
         // They are loaded already.
-        return Ok(Attached::now(plan, ebpf, true));
+        return Ok(Attached::now(plan, loaded, true));
     }
     let mut existing = request.existing;
-    if existing && let Err(error) = existing::load(&mut ebpf, kernel_types) {
+    if existing && let Err(error) = existing::load(&mut loaded.ebpf, kernel_types) {
         existing = false;
         plan.missing.push(Missing {
             what: format!("iterator over sockets: {}", reason(&error)),
             loses: "sockets that were there before, and their processes".to_owned(),
         });
     }
-    Ok(Attached::now(plan, ebpf, existing))
+    Ok(Attached::now(plan, loaded, existing))
 }
 
 /// Attaches the BTF tracepoint with the best of the observers of minisockets that were asked for.
@@ -326,7 +336,7 @@ fn watch(mut plan: Plan, request: &Request, kernel_types: &Btf) -> Result<Attach
     for observer in observers.iter().copied() {
         plan.timewait = Some(observer);
         match try_observer(&plan, observer, request, kernel_types) {
-            Ok(ebpf) => {
+            Ok(loaded) => {
                 if plan.callers.is_empty() {
                     plan.missing.push(Missing {
                         what: "addresses in /proc/kallsyms (CAP_SYSLOG, kernel.kptr_restrict)"
@@ -341,7 +351,7 @@ fn watch(mut plan: Plan, request: &Request, kernel_types: &Btf) -> Result<Attach
                             .to_owned(),
                     });
                 }
-                return in_place(plan, request, ebpf, kernel_types);
+                return in_place(plan, request, loaded, kernel_types);
             }
             Err(why) => plan.refused.push((observer, why)),
         }
@@ -357,10 +367,10 @@ fn watch(mut plan: Plan, request: &Request, kernel_types: &Btf) -> Result<Attach
             loses: "the life of TIME_WAIT".to_owned(),
         });
     }
-    let mut ebpf = load_maps(&plan, request, Some(kernel_types))?;
-    load_btf(&mut ebpf, kernel_types).map_err(|error| reason(&error))?;
-    attach_btf(&mut ebpf).map_err(|error| reason(&error))?;
-    in_place(plan, request, ebpf, kernel_types)
+    let mut loaded = with_rings(&plan, request, Some(kernel_types))?;
+    load_btf(&mut loaded.ebpf, kernel_types).map_err(|error| reason(&error))?;
+    attach_btf(&mut loaded.ebpf).map_err(|error| reason(&error))?;
+    in_place(plan, request, loaded, kernel_types)
 }
 
 /// Loads and attaches everything; what is handed over depends on the observer.
@@ -369,15 +379,16 @@ fn try_observer(
     observer: TimeWaitHook,
     request: &Request,
     kernel_types: &Btf,
-) -> Result<Ebpf, String> {
+) -> Result<Loaded, String> {
     observer.check(plan)?;
-    let mut ebpf = load_maps(plan, request, Some(kernel_types))?;
+    let mut loaded = with_rings(plan, request, Some(kernel_types))?;
+    let ebpf = &mut loaded.ebpf;
     // The observer first: it is the one that may be refused.
-    observer.load(&mut ebpf, plan, kernel_types)?;
-    load_btf(&mut ebpf, kernel_types).map_err(|error| reason(&error))?;
-    attach_btf(&mut ebpf).map_err(|error| reason(&error))?;
-    observer.attach(&mut ebpf, plan)?;
-    Ok(ebpf)
+    observer.load(ebpf, plan, kernel_types)?;
+    load_btf(ebpf, kernel_types).map_err(|error| reason(&error))?;
+    attach_btf(ebpf).map_err(|error| reason(&error))?;
+    observer.attach(ebpf, plan)?;
+    Ok(loaded)
 }
 
 /// Where the functions are that end minisockets.
@@ -437,23 +448,52 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
         cookie_helper: false,
         task_helper: false,
     };
-    let mut ebpf = load_maps(&plan, request, None)?;
-    attach_classic(&mut ebpf).map_err(|error| reason(&error))?;
-    Ok(Attached::now(plan, ebpf, false))
+    let mut loaded = with_rings(&plan, request, None)?;
+    attach_classic(&mut loaded.ebpf).map_err(|error| reason(&error))?;
+    Ok(Attached::now(plan, loaded, false))
+}
+
+/// The maps, and the ring buffers to write to.
+fn with_rings(
+    plan: &Plan,
+    request: &Request,
+    kernel_types: Option<&Btf>,
+) -> Result<Loaded, String> {
+    let mut size = size_of_each(request)?;
+    loop {
+        let mut ebpf = load_maps(plan, request, size, kernel_types)?;
+        match Rings::new(&mut ebpf, size) {
+            Ok(rings) => return Ok(Loaded { ebpf, rings }),
+            Err(error) => {
+                size =
+                    Rings::other_size(size, &error).ok_or_else(|| maps_reason(error.as_ref()))?;
+            }
+        }
+    }
+}
+
+fn size_of_each(request: &Request) -> Result<u32, String> {
+    rings::size_of_each(request.buffer).map_err(|error| format!("{error:#}"))
 }
 
 /// Hands over the constants and makes the maps. The programs are not loaded yet.
-fn load_maps(plan: &Plan, request: &Request, kernel_types: Option<&Btf>) -> Result<Ebpf, String> {
+fn load_maps(
+    plan: &Plan,
+    request: &Request,
+    size: u32,
+    kernel_types: Option<&Btf>,
+) -> Result<Ebpf, String> {
     let (time_wait_begin, time_wait_end) = plan
         .timewait
         .filter(|observer| observer.asks_the_call_chain())
         .and_then(|_| plan.callers.time_wait())
         .unwrap_or_default();
     let [bind, accept, accept4] = call::NUMBERS;
+    let processors = rings::processors().map_err(|error| format!("{error:#}"))?;
     let config = Config {
         filter: request.filter,
         // The other three quarters are for what arrives while the reader wakes up.
-        wake_bytes: u64::from(request.buffer) / 4,
+        wake_bytes: u64::from(size) / 4,
         timewait_handler: plan.callers.timer_handler().unwrap_or_default(),
         time_wait_begin,
         time_wait_end,
@@ -475,7 +515,7 @@ fn load_maps(plan: &Plan, request: &Request, kernel_types: Option<&Btf>) -> Resu
             true,
         )
         .override_global("FORMAT", zerocopy::IntoBytes::as_bytes(&plan.format), true)
-        .map_max_entries("RECORDS", request.buffer);
+        .map_max_entries(rings::MAP, processors);
     loader.load(OBJECT).map_err(|error| maps_reason(&error))
 }
 

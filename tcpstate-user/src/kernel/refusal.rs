@@ -1,8 +1,8 @@
 //! Why a hook cannot be used, for people.
 
-use std::fmt;
+use std::{error::Error, fmt};
 
-use aya::{EbpfError, maps::MapType, programs::ProgramError, sys::is_map_supported};
+use aya::{maps::MapType, programs::ProgramError, sys::is_map_supported};
 
 use super::{capability, observer::TimeWaitRequest, plan::Hook};
 
@@ -76,7 +76,7 @@ impl fmt::Display for Refused {
     }
 }
 
-impl std::error::Error for Refused {}
+impl Error for Refused {}
 
 impl Refused {
     fn first_reason(&self) -> &str {
@@ -96,7 +96,7 @@ impl Refused {
 }
 
 /// Why maps cannot be made.
-pub(super) fn maps_reason(error: &EbpfError) -> String {
+pub(super) fn maps_reason(error: &dyn Error) -> String {
     if !is_map_supported(MapType::RingBuf).unwrap_or(true) {
         return "this kernel has no BPF ring buffer (Linux 5.8)".to_owned();
     }
@@ -150,7 +150,7 @@ fn is_statistics(line: &str) -> bool {
         .any(|beginning| line.starts_with(beginning))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

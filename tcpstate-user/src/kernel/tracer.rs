@@ -1,10 +1,10 @@
-//! Hooks in place, and the reading end of the ring buffer.
+//! Hooks in place, and the reading end of the ring buffers.
 
-use std::sync::PoisonError;
+use std::{future::poll_fn, os::fd::OwnedFd, sync::PoisonError, task::Poll};
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Map, MapData, PerCpuArray};
 use aya_log::EbpfLogger;
 use tcpstate_common::record::Counter;
 use tokio::io::unix::AsyncFd;
@@ -18,7 +18,7 @@ use crate::{message::say, sink::OtherProtocols};
 /// Hooks in place: dropping it removes them.
 #[expect(missing_debug_implementations, reason = "aya's maps have none")]
 pub struct Tracer {
-    ring: AsyncFd<RingBuf<MapData>>,
+    filling: Vec<AsyncFd<OwnedFd>>,
     counters: PerCpuArray<MapData, u64>,
     /// Of the program for transitions first.
     misses: Vec<Misses>,
@@ -80,10 +80,9 @@ impl Tracer {
         let start = attached.start;
         let mut ebpf = attached.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         let logger = EbpfLogger::init_with_logger(&mut ebpf, Messages).ok();
-        let ring = RingBuf::try_from(take_map(&mut ebpf, "RECORDS")?)?;
+        let filling = attached.rings.watch();
+        let filling = filling.context("cannot wait for the ring buffers")?;
         let counters = PerCpuArray::try_from(take_map(&mut ebpf, "COUNTERS")?)?;
-        // SAFETY: the ring owns its descriptor, always the same one, and closes it when dropped.
-        let ring = unsafe { AsyncFd::register(ring) }.context("cannot wait for the ring buffer")?;
         let misses = attached
             .plan
             .programs()
@@ -93,7 +92,7 @@ impl Tracer {
             .context("cannot see how often the kernel passes our programs over")?;
         drop(ebpf);
         Ok(Self {
-            ring,
+            filling,
             counters,
             misses,
             logger,
@@ -114,31 +113,36 @@ impl Tracer {
         self.start
     }
 
-    /// Waits until the kernel side says that the ring buffer fills up. It says so only then: read it now and then as
-    /// well.
-    pub async fn filling(&mut self) {
-        // An error would come from the event loop itself; then the interval of the reader is what is left.
-        match self.ring.readable_mut().await {
-            Ok(mut ready) => ready.clear_ready(),
-            Err(_) => std::future::pending().await,
-        }
+    /// Waits until the kernel side says that a ring buffer fills up. It says so only then: read them now and then as well.
+    pub async fn filling(&self) {
+        poll_fn(|context| {
+            let mut filling = Poll::Pending;
+            for ring in &self.filling {
+                // An error would come from the event loop itself; then the interval of the reader is what is left.
+                if let Poll::Ready(Ok(mut ready)) = ring.poll_read_ready(context) {
+                    ready.clear_ready();
+                    filling = Poll::Ready(());
+                }
+            }
+            filling
+        })
+        .await;
     }
 
-    /// Reads records until there are no more, or `take` answers `false`.
+    /// Reads the records that were made until `now` (nanoseconds of `CLOCK_MONOTONIC`), in their order, until there are no more
+    /// or `take` answers `false`. Says whether one is being written, which the rest has to wait for.
     ///
     /// # Errors
     /// Those of `take`.
-    pub fn read<E>(&mut self, mut take: impl FnMut(&[u8]) -> Result<bool, E>) -> Result<(), E> {
+    pub fn read<E>(
+        &mut self,
+        now: u64,
+        take: impl FnMut(&[u8]) -> Result<bool, E>,
+    ) -> Result<bool, E> {
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
-        let ring = self.ring.get_mut();
-        while let Some(record) = ring.next() {
-            if !take(&record)? {
-                break;
-            }
-        }
-        Ok(())
+        self.attached.rings.read(now, take)
     }
 
     /// What the kernel side has counted.

@@ -88,7 +88,7 @@ fn read(attached: Attached, over: &AtomicBool) -> Recorded {
         loop {
             let last = over.load(Ordering::Relaxed);
             tracer
-                .read(|bytes| {
+                .read(clock::monotonic_now(), |bytes| {
                     records.push(bytes.to_vec());
                     Ok::<_, std::convert::Infallible>(true)
                 })
