@@ -166,8 +166,9 @@ fn expiry_agrees_with_the_namespaces_own_list() {
         let late = thread::spawn(destroyed_late);
         let listener = listener();
         let (server, client_port) = half_close(connect(&listener));
-        drop(server);
+        // TIME_WAIT begins at some time from here on.
         let began = now();
+        drop(server);
         thread::sleep(Duration::from_secs(59));
         let mut last_seen = now();
         loop {
@@ -176,7 +177,7 @@ fn expiry_agrees_with_the_namespaces_own_list() {
                 break;
             }
             last_seen = looked;
-            assert!(looked - began < 90.0, "it never ends");
+            assert!(looked - began < 120.0, "it never ends");
             thread::sleep(Duration::from_millis(1));
         }
         let first_missed = now();
