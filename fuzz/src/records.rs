@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use tcpstate_common::record::{RecordKind, SocketRecord, TimeWaitRecord, TransitionRecord};
+use tcpstate_common::record::{
+    CallRecord, RecordKind, SocketRecord, TimeWaitRecord, TransitionRecord,
+};
 use tcpstate_user::{
     analysis::Connections,
     event::Event,
@@ -32,6 +34,7 @@ pub fn length(kind: u8) -> usize {
     match RecordKind::from_number(kind) {
         Some(RecordKind::Transition) => size_of::<TransitionRecord>(),
         Some(RecordKind::Socket) => size_of::<SocketRecord>(),
+        Some(RecordKind::Call) => size_of::<CallRecord>(),
         Some(_) => size_of::<TimeWaitRecord>(),
         None => 1,
     }

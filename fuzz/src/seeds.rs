@@ -3,11 +3,19 @@
 
 use std::{fs, io, path::Path};
 
+use tcpstate_common::{
+    record::{Call, CallRecord, RecordKind, SocketRecord, TransitionRecord, flags},
+    state::TcpState,
+};
 use tcpstate_fuzz::{records, steps};
 use tcpstate_user::{kernel::Counters, lifecycle::Round, recording::Step, sink::OtherProtocols};
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 /// Records of a seed: long ones are hard to change in a way that matters.
 const MOST: usize = 24;
+/// What the second byte of an input of `steps` says: settings and system calls are known.
+const SETTINGS: u8 = 32;
+const CALLS: u8 = 64;
 
 fn main() -> io::Result<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -15,19 +23,22 @@ fn main() -> io::Result<()> {
     for (number, entry) in fs::read_dir(fixtures)?.enumerate() {
         let path = entry?.path();
         let records = read(&fs::read(&path)?);
-        for (part, records) in records.chunks(MOST).take(2).enumerate() {
+        let chunks = records.chunks(MOST).take(2).map(with_calls);
+        for (part, records) in chunks.enumerate() {
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
             let name = format!("{name}-{part}");
+            // Settings are known of every second one.
             let choice = u8::try_from(number % 256).unwrap_or_default();
+            let observer = if part == 0 { SETTINGS | CALLS } else { 0 };
             let keep = |target: &str, bytes: &[u8]| {
                 let folder = here.join("corpus").join(target);
                 fs::create_dir_all(&folder)?;
                 fs::write(folder.join(&name), bytes)
             };
             keep("records", &[&[0], records.concat().as_slice()].concat())?;
-            let steps = steps_of(records);
-            keep("steps", &[&[choice, 0], steps.as_slice()].concat())?;
-            let file = unpacked(&steps);
+            let steps = steps_of(&records);
+            keep("steps", &[&[choice, observer], steps.as_slice()].concat())?;
+            let file = unpacked(&steps, observer);
             keep("file", &[&[choice << 2], file.as_slice()].concat())?;
         }
     }
@@ -49,6 +60,71 @@ fn read(fixture: &[u8]) -> Vec<Vec<u8>> {
         rest = after;
     }
     all
+}
+
+/// The same with what else the kernel side would have sent: the socket was there already, bind() found its port in use, and
+/// somebody accepted it.
+fn with_calls(records: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for bytes in records {
+        let transition = TransitionRecord::read_from_bytes(bytes).ok();
+        let begins = transition.filter(|_| all.is_empty());
+        all.extend(begins.map(|record| socket(&record).as_bytes().to_vec()));
+        all.extend(begins.map(|record| call(Call::Bind, &record).as_bytes().to_vec()));
+        all.push(bytes.clone());
+        let opens = transition.filter(|record| record.new == TcpState::Established as u8);
+        all.extend(opens.map(|record| call(Call::Accept, &record).as_bytes().to_vec()));
+    }
+    all
+}
+
+fn socket(of: &TransitionRecord) -> SocketRecord {
+    SocketRecord {
+        kind: RecordKind::Socket as u8,
+        state: of.old,
+        protocol: of.protocol,
+        family: of.family,
+        flags: flags::TOTALS,
+        padding: 0,
+        time: of.time,
+        cookie: of.cookie,
+        socket: of.socket,
+        netns_cookie: of.netns_cookie,
+        cgroup: of.cgroup,
+        inode: 7,
+        laddr: of.laddr,
+        raddr: of.raddr,
+        lport: of.lport,
+        rport: of.rport,
+        netns: of.netns,
+        uid: of.uid,
+        retransmits: 0,
+        bytes_acked: 1,
+        bytes_received: 1,
+        srtt_us: 800,
+        padding2: 0,
+    }
+}
+
+fn call(call: Call, of: &TransitionRecord) -> CallRecord {
+    CallRecord {
+        kind: RecordKind::Call as u8,
+        call: call as u8,
+        family: of.family,
+        protocol: of.protocol,
+        port: of.lport,
+        time: of.time,
+        cookie: of.cookie,
+        socket: of.socket,
+        netns_cookie: of.netns_cookie,
+        cgroup: 1,
+        addr: of.laddr,
+        netns: of.netns,
+        pid: 42,
+        tid: 43,
+        padding: 0,
+        comm: *b"ab\x1b[31m\nde\0\0\0\0\0\0",
+    }
 }
 
 fn steps_of(records: &[Vec<u8>]) -> Vec<u8> {
@@ -86,10 +162,10 @@ fn steps_of(records: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// The same as a file, with its blocks as they are: whatever is changed in packed ones only breaks the packing.
-fn unpacked(steps: &[u8]) -> Vec<u8> {
+fn unpacked(steps: &[u8], observer: u8) -> Vec<u8> {
     const PREAMBLE: usize = 24;
     const HEAD: usize = 80;
-    let packed = steps::recording(&[], 0);
+    let packed = steps::recording(&[], observer);
     let header = u32::from_le_bytes([packed[32], packed[33], packed[34], packed[35]]) as usize;
     let (start, end) = packed.split_at(PREAMBLE + HEAD + header);
     let mut file = start.to_vec();

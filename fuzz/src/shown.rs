@@ -5,17 +5,17 @@ use std::{
     collections::HashMap,
     ffi::OsString,
     fs::{self, File},
-    io::{Seek as _, SeekFrom, Write as _},
+    io::{self, IsTerminal as _, Seek as _, SeekFrom, Write as _},
     os::fd::AsRawFd as _,
 };
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use tcpstate_user::cli::CommandLine;
+use tcpstate_user::{cli::CommandLine, message::overhear};
 
 /// The formats of output.
 const FORMATS: [&[&str]; 4] = [&["-j"], &["-s"], &["-w", "-T"], &[]];
 /// What can be looked at, and how.
-const VIEWS: [&[&str]; 8] = [
+const VIEWS: [&[&str]; 16] = [
     &["conns"],
     &["conns", "--running"],
     &["trace"],
@@ -24,6 +24,14 @@ const VIEWS: [&[&str]; 8] = [
     &["closers", "8760h"],
     &["trace", "--state", "time_wait", "--comm", "nginx"],
     &["conns", "--max-connections", "2"],
+    &["timewait"],
+    &["timewait", "1h", "--by", "remote,uid"],
+    &["states", "--by", "process,state"],
+    &["states", "--by", "cidr,service"],
+    &["states", "--leaks", "--older", "0"],
+    &["states", "--leaks", "--by", "listener"],
+    &["hist", "--by", "listener,remote", "--linear"],
+    &["trace", "--max-connections", "1"],
 ];
 /// The part that is looked at.
 const WINDOWS: [&[&str]; 4] = [
@@ -33,11 +41,16 @@ const WINDOWS: [&[&str]; 4] = [
     &["--until", "+1s", "--netns", "7"],
 ];
 
+/// Commands besides the views, which have the numbers below.
+const INFO: u16 = 256;
+const DOCTOR: u16 = 512;
+const JSON: u16 = 1024;
+
 /// Files that are in memory only, and the commands that were tried on them: understanding those takes longer than what follows.
 pub struct Files {
     recording: File,
     output: File,
-    commands: HashMap<Option<u8>, CommandLine>,
+    commands: HashMap<u16, CommandLine>,
 }
 
 thread_local! {
@@ -67,7 +80,7 @@ impl Files {
     pub fn show(&mut self, choice: u8) {
         let number = usize::from(choice);
         let format = FORMATS[number % 4];
-        let view = VIEWS[number / 4 % 8];
+        let view = VIEWS[number / 4 % 8 + number / 128 * 8];
         let window = WINDOWS[number / 32 % 4];
         write(&mut self.output, &[]);
         let output = path(&self.output);
@@ -77,24 +90,38 @@ impl Files {
             "--output".into(),
             output,
         ];
-        self.run(Some(choice), &[view, format, window].concat(), &files);
+        let words = [view, format, window].concat();
+        let _ = self.run(u16::from(choice), &words, &files);
         let shown = fs::read(path(&self.output)).expect("a file");
-        let shown = std::str::from_utf8(&shown).expect("UTF-8");
-        for line in shown.lines() {
-            if format == ["-j"] {
-                serde_json::from_str::<serde_json::Value>(line).expect("JSON");
-            } else {
-                assert!(!line.contains(char::is_control), "{line:?}");
-            }
+        well_formed(&shown, format == ["-j"]);
+        if view == ["timewait"] {
+            self.answer(
+                DOCTOR | u16::from(choice),
+                &[&["doctor"], window].concat(),
+                "--from",
+            );
         }
     }
 
     /// What is in it.
     pub fn info(&mut self) {
-        self.run(None, &["info"], &[path(&self.recording)]);
+        self.answer(INFO, &["info"], "--");
     }
 
-    fn run(&mut self, key: Option<u8>, words: &[&str], files: &[OsString]) {
+    /// Asks twice, once for JSON.
+    fn answer(&mut self, key: u16, words: &[&str], flag: &str) {
+        for (key, json) in [(key, &[][..]), (key | JSON, &["-j"])] {
+            let file = [flag.into(), path(&self.recording)];
+            let printed = self.run(key, &[words, json].concat(), &file);
+            // Colours are for a terminal.
+            if !(json.is_empty() && io::stdout().is_terminal()) {
+                well_formed(&printed, !json.is_empty());
+            }
+        }
+    }
+
+    /// What it prints, besides rows and reports.
+    fn run(&mut self, key: u16, words: &[&str], files: &[OsString]) -> Vec<u8> {
         let words = ["tcpstate"].iter().chain(words).map(OsString::from);
         let words = words.chain(files.iter().cloned());
         let command = self
@@ -102,7 +129,21 @@ impl Files {
             .entry(key)
             .or_insert_with(|| CommandLine::parse(words).expect("a good command line"));
         // An error is an answer, too.
-        let _ = command.run();
+        let (_, heard) = overhear(|| command.run());
+        for message in heard.said {
+            well_formed(message.as_bytes(), false);
+        }
+        heard.printed
+    }
+}
+
+fn well_formed(shown: &[u8], json: bool) {
+    let shown = std::str::from_utf8(shown).expect("UTF-8");
+    for line in shown.lines() {
+        assert!(!line.contains(char::is_control), "{line:?}");
+        if json {
+            serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+        }
     }
 }
 

@@ -4,12 +4,15 @@ use tcpstate_user::{
     kernel::{Hook, TimeWaitHook},
     lifecycle::Callers,
     recording::{Header, LAYOUT, Mark, Writer},
+    settings::{SETTINGS, Settings},
 };
 
 use super::shown;
 
 /// When the run began.
 pub const START: u64 = 1_000_000_000;
+/// The network namespace whose settings are known: that of the records that fuzzing begins with.
+pub const NETNS: u32 = 1;
 /// Where the functions are that end minisockets.
 pub const SYMBOLS: &str = "\
     ffffffff82001000 t __inet_check_established\n\
@@ -18,12 +21,28 @@ pub const SYMBOLS: &str = "\
     ffffffff82004000 T tcp_abort\n\
     ffffffff82005000 t end\n";
 
-/// The first byte says how to look at it; the second, how minisockets were observed.
+/// The first byte says how to look at it; the second, how it was observed: minisockets, settings (32), system calls (64), and
+/// with which hook (128).
 pub fn run(data: &[u8]) {
     let [choice, observer, steps @ ..] = data else {
         return;
     };
     shown::on(&recording(steps, *observer), |files| files.show(*choice));
+}
+
+/// So few ports that they run out, and a short time of FIN_WAIT2.
+fn settings() -> Vec<Settings> {
+    let mut settings = Settings {
+        netns: NETNS,
+        ..Settings::default()
+    };
+    for (path, value) in SETTINGS {
+        settings.insert(path, value.unwrap_or("5000"));
+    }
+    settings.insert("ipv4/ip_local_port_range", "40000 40003");
+    settings.insert("ipv4/ip_local_reserved_ports", "40001-40001");
+    settings.insert("ipv4/tcp_fin_timeout", "10");
+    vec![settings]
 }
 
 /// A recording with these steps.
@@ -49,7 +68,11 @@ pub fn recording(steps: &[u8], observer: u8) -> Vec<u8> {
         calls: observer & 64 != 0,
         missing: Vec::new(),
         filter: String::new(),
-        settings: Vec::new(),
+        settings: if observer & 32 == 0 {
+            Vec::new()
+        } else {
+            settings()
+        },
         start: START,
         zero: 1_800_000_000_000_000_000,
         boot: 1_800_000_000_000_000_000,

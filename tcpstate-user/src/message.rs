@@ -1,10 +1,13 @@
-//! Messages for people, on standard error.
+//! Messages for people, on standard error, and answers that are printed whole.
 
 use std::{
+    cell::RefCell,
     fmt,
     io::{self, Write as _},
     sync::atomic::{AtomicBool, Ordering},
 };
+
+use crate::sink::escape;
 
 /// The last line on the terminal is a passing one.
 static PASSING: AtomicBool = AtomicBool::new(false);
@@ -12,14 +15,67 @@ static PASSING: AtomicBool = AtomicBool::new(false);
 /// Back to its beginning, and away with it.
 const ERASE: &str = "\r\x1b[K";
 
+/// What a thread would have said and printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Messages for standard error, without the name of the program.
+    pub said: Vec<String>,
+    /// For standard output, from [`print()`]; rows and reports have a way of their own (`--output`).
+    pub printed: Vec<u8>,
+}
+
+thread_local! {
+    static HEARD: RefCell<Option<Heard>> = const { RefCell::new(None) };
+}
+
+/// Keeps to itself what this thread says and prints meanwhile, for whoever tries out thousands of commands and wants to look at
+/// their answers.
+pub fn overhear<T>(work: impl FnOnce() -> T) -> (T, Heard) {
+    HEARD.set(Some(Heard::default()));
+    let done = work();
+    (done, HEARD.take().unwrap_or_default())
+}
+
+/// So many of something: `1 event`, `2 events`.
+#[must_use]
+pub fn plural(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Says something. If nobody can hear it (standard error is closed or full), that is no reason to stop.
 pub fn say(message: fmt::Arguments<'_>) {
+    let message = message.to_string();
+    let message = escape::message(&message);
+    let overheard = HEARD.with_borrow_mut(|heard| {
+        let heard = heard.as_mut();
+        heard.map(|heard| heard.said.push(message.to_string()))
+    });
+    if overheard.is_some() {
+        return;
+    }
     let erase = if PASSING.swap(false, Ordering::Relaxed) {
         ERASE
     } else {
         ""
     };
     let _ = writeln!(io::stderr().lock(), "{erase}tcpstate: {message}");
+}
+
+/// Prints an answer on standard output.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn print(answer: &[u8]) -> io::Result<()> {
+    let overheard = HEARD.with_borrow_mut(|heard| {
+        let heard = heard.as_mut();
+        heard.map(|heard| heard.printed.extend_from_slice(answer))
+    });
+    if overheard.is_some() {
+        return Ok(());
+    }
+    let mut out = io::stdout().lock();
+    out.write_all(answer)?;
+    out.flush()
 }
 
 /// Shows a line on the terminal until something else is said. Whoever calls this has seen that there is a terminal.
@@ -36,5 +92,23 @@ pub fn erase() {
         let mut out = io::stderr().lock();
         let _ = write!(out, "{ERASE}");
         let _ = out.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{overhear, print, say};
+
+    #[test]
+    fn what_a_thread_says_and_prints() {
+        let (done, heard) = overhear(|| {
+            say(format_args!("warning: {}", 1));
+            print(b"an ").and_then(|()| print(b"answer"))
+        });
+        assert!(done.is_ok());
+        assert_eq!(heard.said, ["warning: 1"]);
+        assert_eq!(heard.printed, b"an answer");
+        let ((), heard) = overhear(|| {});
+        assert!(heard.said.is_empty() && heard.printed.is_empty());
     }
 }

@@ -287,13 +287,14 @@ impl Tally for Leaks {
             notes.push("without the sockets that were there at the start".to_owned());
         }
         if young > 0 {
+            let were = if young == 1 { "was" } else { "were" };
             notes.push(format!(
-                "{young} more were there at the start and may be as old: --older 0 lists them"
+                "{young} more {were} there at the start and may be as old: --older 0 lists them"
             ));
         }
         if of_loss > 0 {
             notes.push(format!(
-                "{of_loss} not heard of since something was lost: they may be gone"
+                "{of_loss} not heard of since something was lost: perhaps gone"
             ));
         }
         Table {

@@ -66,6 +66,9 @@ impl Report {
     }
 }
 
+/// So many empty intervals that end at once have reports of their own.
+const APART: u64 = 10_000;
+
 /// A view and its intervals.
 #[expect(missing_debug_implementations, reason = "a view has none")]
 pub struct Reports {
@@ -74,6 +77,8 @@ pub struct Reports {
     every: Option<u64>,
     from: u64,
     lost: u64,
+    /// Nothing has come in this interval.
+    quiet: bool,
 }
 
 impl Reports {
@@ -91,11 +96,16 @@ impl Reports {
             every: every.map(|every| every.max(1)),
             from: start,
             lost: 0,
+            quiet: false,
         }
     }
 
     /// The report on the present interval, if it has ended by now; the next begins. Ask until there is none, before anything
     /// that happened now is taken.
+    ///
+    /// Where more than ten thousand intervals without anything end at once, there is one report of all of them. Who watches is
+    /// told the time every 50 ms, and an interval is 10 ms or more: so that is no gap in what happened, but a clock that
+    /// nobody can have seen (or that stood still for who looked).
     ///
     /// What the lifecycle concludes from silence belongs to the interval in which it may be concluded, whenever it is asked.
     pub fn next(
@@ -104,7 +114,14 @@ impl Reports {
         now: u64,
         mut wanted: impl FnMut(&Transition) -> bool,
     ) -> Option<Report> {
-        let to = self.from.saturating_add(self.every?);
+        let every = self.every?;
+        let ended = now.saturating_sub(self.from) / every;
+        let together = if self.quiet && ended > APART {
+            ended
+        } else {
+            1
+        };
+        let to = self.from.checked_add(every.saturating_mul(together))?;
         if now < to {
             return None;
         }
@@ -129,11 +146,13 @@ impl Reports {
 
     /// Takes a transition.
     pub fn take(&mut self, transition: &Transition, wanted: bool) {
+        self.quiet = false;
         self.tally.take(transition, wanted);
     }
 
     /// Takes a connection that was there before.
     pub fn found(&mut self, found: &Found, wanted: bool) {
+        self.quiet = false;
         self.tally.found(found, wanted);
     }
 
@@ -144,16 +163,19 @@ impl Reports {
 
     /// A connection was accepted: it belongs to this process now.
     pub fn accepted(&mut self, connection: u64, process: Process) {
+        self.quiet = false;
         self.tally.accepted(connection, process);
     }
 
     /// bind() found the address in use.
     pub fn bind_failed(&mut self, event: &CallEvent) {
+        self.quiet = false;
         self.tally.bind_failed(event);
     }
 
     /// So much was lost, none of it later than `at`.
     pub fn lost(&mut self, count: u64, at: u64) {
+        self.quiet = false;
         self.lost = self.lost.saturating_add(count);
         self.tally.lost(at);
     }
@@ -162,6 +184,7 @@ impl Reports {
     pub fn end(&mut self, to: u64) -> Report {
         let from = self.from;
         self.from = to.max(from);
+        self.quiet = true;
         Report {
             view: self.tally.name(),
             from,
@@ -170,6 +193,13 @@ impl Reports {
             lost: std::mem::take(&mut self.lost),
             table: self.tally.table(from, self.from),
         }
+    }
+
+    /// Whether this is a report of many intervals at once.
+    #[must_use]
+    pub fn is_of_many(&self, report: &Report) -> bool {
+        self.every
+            .is_some_and(|every| report.to - report.from > every)
     }
 
     /// Connections forgotten because there were too many.

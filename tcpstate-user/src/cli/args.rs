@@ -3,7 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args as ClapArgs, Parser, Subcommand, ValueEnum,
+    builder::{PathBufValueParser, TypedValueParser as _},
+};
 use ipnet::IpNet;
 use tcpstate_common::{config::PortRange, state::TcpState};
 
@@ -15,7 +18,7 @@ use super::{
     record::{RecordArgs, RecordingArgs},
     states::StatesArgs,
     timewait::WaitsArgs,
-    values::{buffer, connections, duration, network, ports, protocol, state},
+    values::{buffer, connections, duration, network, output, ports, protocol, state},
 };
 use crate::{
     event::{Comm, Protocol},
@@ -366,7 +369,7 @@ pub struct OutputArgs {
     pub format: Option<Format>,
 
     /// Write to this file instead of standard output
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(output))]
     pub output: Option<PathBuf>,
 }
 

@@ -41,7 +41,8 @@ impl Countdown {
             left.as_millis().div_ceil(1000)
         });
         message::show(format_args!(
-            "watching: {left} s left, {events} events; Ctrl-C tells what was seen so far"
+            "watching: {left} s left, {}; Ctrl-C tells what was seen so far",
+            message::plural(events, "event")
         ));
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     rc::Rc,
     time::Duration,
 };
@@ -25,6 +25,7 @@ use crate::{
         Watch, rules,
     },
     kernel::{self, NetStat},
+    message,
 };
 
 const DOCTOR_HELP: &str = "\
@@ -142,9 +143,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
 }
 
 fn print(text: &[u8]) -> Result<Outcome> {
-    let mut out = io::stdout().lock();
-    out.write_all(text)?;
-    out.flush()?;
+    message::print(text).context("the output cannot be written")?;
     Ok(Outcome::Done)
 }
 

@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use clap::{Args as ClapArgs, ValueEnum};
+use clap::{
+    Args as ClapArgs, ValueEnum,
+    builder::{PathBufValueParser, TypedValueParser as _},
+};
 use jiff::tz::TimeZone;
 
 use super::{
@@ -17,13 +20,13 @@ use super::{
     record::{self, RecordingArgs},
     replay,
     shape::Shape,
-    values::connections,
+    values::{self, connections},
 };
 use crate::{
     clock::Clock,
     disguise::Secret,
     recording::Header,
-    sink::{Both, Csv, Disguised, Json, Parquet, Perfetto, Rows, Sink},
+    sink::{Both, Csv, Disguised, Json, Parquet, Perfetto, Rows, Sink, escape},
 };
 
 const EXPORT_HELP: &str = "\
@@ -47,6 +50,7 @@ Examples:
 #[command(after_help = EXPORT_HELP)]
 pub struct ExportArgs {
     /// The recording
+    #[arg(value_parser = PathBufValueParser::new().try_map(values::recording))]
     pub file: PathBuf,
 
     /// What to make of it
@@ -54,7 +58,7 @@ pub struct ExportArgs {
     pub to: ExportFormat,
 
     /// Where to write: a file (perfetto, jsonl; standard output otherwise), or a folder for two files (parquet, csv)
-    #[arg(short, long, value_name = "OUT")]
+    #[arg(short, long, value_name = "OUT", value_parser = PathBufValueParser::new().try_map(values::output))]
     pub output: Option<PathBuf>,
 
     /// Only what happened at this time or later: 13:30, 13:30:05.5, 2026-11-22T13:30:05Z, or +90s from the beginning
@@ -205,11 +209,11 @@ fn tables(folder: &Path, extension: &str) -> Result<Outputs> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !folder.is_dir() => {
             bail!(
                 "{}: it is no folder, and --to {extension} writes two files into one",
-                folder.display()
+                escape::path(folder)
             )
         }
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            bail!("{}: cannot be made: {error}", folder.display())
+            bail!("{}: cannot be made: {error}", escape::path(folder))
         }
         _ => {}
     }

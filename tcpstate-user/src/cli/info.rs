@@ -1,22 +1,21 @@
 //! `tcpstate info`.
 
-use std::{
-    collections::BTreeSet,
-    fmt::Write as _,
-    io::{self, Write as _},
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, fmt::Write as _, path::PathBuf};
 
-use anyhow::{Result, anyhow};
-use clap::Args as ClapArgs;
+use anyhow::{Context as _, Result, anyhow};
+use clap::{
+    Args as ClapArgs,
+    builder::{PathBufValueParser, TypedValueParser as _},
+};
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use super::{Outcome, args::OutputArgs, progress::Progress};
+use super::{Outcome, args::OutputArgs, progress::Progress, values};
 use crate::{
     clock::Clock,
     event::{Event, TimeWaitStep},
     kernel::{Missing, drop_privileges},
+    message,
     recording::{FORMAT, Header, Mark, Parts, ReadError, Step},
     settings::Settings,
     sink::{escape, json_line},
@@ -31,6 +30,7 @@ be read: what is said of it is what comes before the damage.";
 #[command(after_help = INFO_HELP)]
 pub struct InfoArgs {
     /// The recording
+    #[arg(value_parser = PathBufValueParser::new().try_map(values::recording))]
     pub file: PathBuf,
 
     /// One JSON object
@@ -83,7 +83,7 @@ struct Lost {
 /// Prints what is in a recording.
 pub fn run(args: &InfoArgs) -> Result<Outcome> {
     let mut parts = Parts::open(&args.file)
-        .map_err(|(path, error)| anyhow!(error).context(path.display().to_string()))?;
+        .map_err(|(path, error)| anyhow!(error).context(escape::path(&path)))?;
     drop_privileges();
     let header = parts.header().clone();
     let (info, damage) = read(&mut parts, &header);
@@ -92,9 +92,9 @@ pub fn run(args: &InfoArgs) -> Result<Outcome> {
     } else {
         text(&info).into_bytes()
     };
-    io::stdout().write_all(&text)?;
+    message::print(&text).context("the output cannot be written")?;
     match damage {
-        Some(damage) => Err(anyhow!(damage).context(parts.path().display().to_string())),
+        Some(damage) => Err(anyhow!(damage).context(escape::path(parts.path()))),
         None => Ok(Outcome::Done),
     }
 }

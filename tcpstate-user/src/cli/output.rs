@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use super::args::{Format, OutputArgs};
 use crate::{
     clock::Clock,
-    sink::{Csv, Json, Layout, Rows, Sink, Text},
+    sink::{Csv, Json, Layout, Rows, Sink, Text, escape},
 };
 
 /// Where output goes.
@@ -32,7 +32,7 @@ pub fn open(args: &OutputArgs) -> Result<Target> {
         .create(true)
         .truncate(false)
         .open(path)
-        .with_context(|| format!("--output {}: cannot be written", path.display()))?;
+        .with_context(|| format!("--output {}: cannot be written", escape::path(path)))?;
     Ok(Target::File(file))
 }
 

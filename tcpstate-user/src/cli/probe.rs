@@ -1,11 +1,8 @@
 //! `tcpstate probe`.
 
-use std::{
-    fmt::Write as _,
-    io::{self, Write as _},
-};
+use std::fmt::Write as _;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{Outcome, args::ProbeArgs};
 use crate::{
@@ -13,6 +10,7 @@ use crate::{
         capability,
         probe::{self, Report},
     },
+    message,
     sink::json_line,
 };
 
@@ -24,7 +22,7 @@ pub fn run(args: &ProbeArgs) -> Result<Outcome> {
     } else {
         text(&report).into_bytes()
     };
-    io::stdout().write_all(&text)?;
+    message::print(&text).context("the output cannot be written")?;
     if report.chosen.is_none() {
         anyhow::bail!("no hook can be used here");
     }

@@ -3,23 +3,26 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args as ClapArgs;
+use clap::{
+    Args as ClapArgs,
+    builder::{PathBufValueParser, TypedValueParser as _},
+};
 
 use super::{
     Outcome,
     args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs},
     live,
     shape::Shape,
-    values::duration,
+    values::{self, duration},
 };
 use crate::{
     analysis::{Connection, Report},
     disguise::{Disguise, Secret},
     lifecycle::Transition,
     loss::Loss,
-    message::say,
+    message::{plural, say},
     recording::{Header, Rotation, Tape, part_name},
-    sink::{Sink, Summary},
+    sink::{Sink, Summary, escape},
 };
 
 const RECORD_HELP: &str = "\
@@ -42,6 +45,7 @@ Examples:
 #[command(after_help = RECORD_HELP)]
 pub struct RecordArgs {
     /// The file to record in, which must not be there
+    #[arg(value_parser = PathBufValueParser::new().try_map(values::recording))]
     pub file: PathBuf,
 
     /// Begin another file after so many bytes, and keep so many files: 256M,8
@@ -70,7 +74,7 @@ pub struct RecordArgs {
 #[command(next_help_heading = "Recordings")]
 pub struct RecordingArgs {
     /// Show what was recorded in this file instead of what happens now; no root needed
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "buffer", "skip_existing", "hook", "timewait"])]
+    #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(values::recording), conflicts_with_all = ["record", "buffer", "skip_existing", "hook", "timewait"])]
     pub from: Option<PathBuf>,
 
     /// Show only what happened at this time or later: 13:30, 13:30:05.5, 2026-11-22T13:30:05Z, or +90s from the beginning
@@ -86,7 +90,7 @@ pub struct RecordingArgs {
     pub skip_earlier: bool,
 
     /// Record in this file meanwhile, which must not be there
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(values::recording))]
     pub record: Option<PathBuf>,
 
     /// Replace addresses in the recording, prefix-preserving, and with addresses,names also names
@@ -173,7 +177,7 @@ pub fn disguise(secrets: &[Secret]) -> Result<Option<Disguise>> {
 
 /// Why nothing can be written there.
 pub fn refusal(path: &std::path::Path, error: &io::Error) -> String {
-    let path = path.display();
+    let path = escape::path(path);
     if error.kind() == io::ErrorKind::AlreadyExists {
         format!(
             "{path}: it is there already, and may be the only copy of something; remove it, or give another name"
@@ -191,7 +195,7 @@ pub fn end(args: &RecordingArgs, tape: Option<&mut Tape>) -> Result<()> {
     let recorded = tape.close().with_context(|| {
         format!(
             "{}: the recording ends early, it cannot be written",
-            path.display()
+            escape::path(path)
         )
     })?;
     let parts = match recorded.parts {
@@ -199,10 +203,10 @@ pub fn end(args: &RecordingArgs, tape: Option<&mut Tape>) -> Result<()> {
         many => format!(" in {many} parts"),
     };
     say(format_args!(
-        "{} records in {}: {} bytes{parts}",
-        recorded.records,
-        path.display(),
-        recorded.bytes
+        "{} in {}: {}{parts}",
+        plural(recorded.records, "record"),
+        escape::path(path),
+        plural(recorded.bytes, "byte")
     ));
     Ok(())
 }
@@ -250,12 +254,11 @@ fn rotation(text: &str) -> Result<Rotation, String> {
         Some((end, 'G')) => (&size[..end], 30),
         _ => (size, 0),
     };
-    let bytes = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(1 << shift))
-        .filter(|bytes| *bytes >= 1 << 16)
-        .ok_or_else(|| format!("a file needs 64K at least; {HINT}"))?;
+    let bytes = digits.parse::<u64>().map_err(|_| HINT)?;
+    let bytes = bytes.checked_mul(1 << shift).ok_or(HINT)?;
+    if bytes < 1 << 16 {
+        return Err(format!("a file needs 64K at least; {HINT}"));
+    }
     let keep = keep.trim().parse().ok().filter(|keep| *keep >= 2);
     Ok(Rotation {
         bytes,
@@ -272,6 +275,9 @@ mod tests {
         let bytes = 256 << 20;
         assert_eq!(rotation("256MiB,8"), Ok(Rotation { bytes, keep: 8 }));
         assert_eq!(rotation("256m, 2"), Ok(Rotation { bytes, keep: 2 }));
+        let why = |bad| rotation(bad).err().unwrap_or_default();
+        assert!(why("1K,8").starts_with("a file needs 64K"));
+        assert!(why("1T,8").starts_with("give the size"));
         for bad in [
             "",
             "256M",

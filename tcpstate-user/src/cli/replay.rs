@@ -1,6 +1,6 @@
 //! Views of a recording: told the same steps as a view of what happens now, they show the same.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use jiff::{Timestamp, ToSpan as _, civil, tz::TimeZone};
@@ -47,8 +47,8 @@ where
 {
     let filter = args.filter.resolve_recorded()?;
     let netns = netns(&args.filter)?;
-    let mut parts = Parts::open(path)
-        .map_err(|(path, error)| anyhow!(error).context(path.display().to_string()))?;
+    let mut parts =
+        Parts::open(path).map_err(|(path, error)| anyhow!(error).context(escape::path(&path)))?;
     let mut header = parts.header().clone();
     live::check(&filter, header.hook)?;
     let time = |text: &Option<String>, flag: &str| -> Result<Option<u64>> {
@@ -76,9 +76,9 @@ where
         ));
     }
     let skipped = match since {
-        Some(since) if args.recording.skip_earlier => parts
-            .skip_to(since)
-            .with_context(|| path.display().to_string())?,
+        Some(since) if args.recording.skip_earlier => {
+            parts.skip_to(since).with_context(|| escape::path(path))?
+        }
         _ => false,
     };
     let first = parts.next_block();
@@ -109,7 +109,7 @@ where
     if let Some(damage) = damage {
         return Err(anyhow!(damage).context(format!(
             "{}: what comes before the damage was shown",
-            parts.path().display()
+            escape::path(parts.path())
         )));
     }
     Ok(if replay.view.has_shown() {
@@ -257,7 +257,10 @@ fn moment(text: &str, header: &Header) -> Result<u64, String> {
     const HINT: &str = "give a time of day (13:30, 13:30:05.5), a date and time (2026-11-22T13:30:05, with Z in UTC), \
          or a time from the beginning of the recording (+90s)";
     if let Some(after) = text.strip_prefix('+') {
-        let after = duration(after)?;
+        let after = match after {
+            "0" | "0s" => Duration::ZERO,
+            after => duration(after)?,
+        };
         let after = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
         return Ok(header.begins.saturating_add(after));
     }

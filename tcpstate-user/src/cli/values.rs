@@ -1,6 +1,6 @@
 //! Values of flags: what is written on the command line, and what it means. An error says what to write instead.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 use tcpstate_common::{config::PortRange, state::TcpState};
@@ -48,6 +48,22 @@ pub fn buffer(text: &str) -> Result<u32, String> {
         .filter(|bytes| (1 << 16..=1 << 30).contains(bytes))
         .map(u32::next_power_of_two)
         .ok_or_else(|| HINT.to_owned())
+}
+
+/// A recording. Others mean a stream by `-`, and a recording is none.
+pub fn recording(path: PathBuf) -> Result<PathBuf, &'static str> {
+    if path.as_os_str() == "-" {
+        return Err("a recording is a file, no stream: give its name (./- if that is its name)");
+    }
+    Ok(path)
+}
+
+/// Where output goes.
+pub fn output(path: PathBuf) -> Result<PathBuf, &'static str> {
+    if path.as_os_str() == "-" {
+        return Err("leave it out for standard output (./- is a file of that name)");
+    }
+    Ok(path)
 }
 
 /// How many connections to remember.

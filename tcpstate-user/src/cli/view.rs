@@ -17,6 +17,7 @@ use crate::{
     filter::{Admitted, Filter, Gate, Unattributed},
     kernel::{Hook, Owners, TimeWaitHook},
     lifecycle::{Counts, Lifecycle, Round, Transition},
+    message::say,
     recording::{Header, Step, Tape},
     sink::{Sink, Summary},
 };
@@ -49,6 +50,8 @@ pub struct View {
     skip_found: bool,
     /// A report had something to say.
     counted: bool,
+    /// Intervals have ended that were too many for a report each.
+    leapt: bool,
     transitions: Vec<Transition>,
     events: u64,
     /// When the last one happened.
@@ -127,6 +130,7 @@ impl View {
             window: Window::default(),
             skip_found: false,
             counted: false,
+            leapt: false,
             transitions: Vec::new(),
             events: 0,
             time: 0,
@@ -353,6 +357,12 @@ impl View {
             let Some(report) = reports.next(&mut self.lifecycle, now, wanted) else {
                 break;
             };
+            if reports.is_of_many(&report) && !std::mem::replace(&mut self.leapt, true) {
+                say(format_args!(
+                    "warning: the time leaps by {} s in which nothing happened: that is one report, as any later leap like it",
+                    (report.to - report.from) / 1_000_000_000
+                ));
+            }
             self.report(&report)?;
         }
         Ok(())

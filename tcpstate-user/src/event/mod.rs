@@ -180,14 +180,14 @@ impl Comm {
         Self(bytes)
     }
 
-    /// The name as the kernel would keep it: its first 15 bytes.
+    /// The name as the kernel would keep it: its first 15 bytes, up to one that is zero.
     #[must_use]
     pub fn truncated(name: &str) -> Self {
         let mut bytes = [0; 16];
         for (slot, byte) in bytes.iter_mut().take(15).zip(name.bytes()) {
             *slot = byte;
         }
-        Self(bytes)
+        Self::new(bytes)
     }
 
     /// The bytes before the first zero.

@@ -35,7 +35,7 @@ pub const LAYOUT: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file cannot be read.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// It is not what we read.
     #[error("{0}")]

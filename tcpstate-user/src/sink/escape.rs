@@ -1,7 +1,7 @@
 //! Names from strangers (processes, cgroups) made harmless: nothing in them can move a cursor, end a line, turn the
 //! direction of writing, or pass for a column of its own.
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::{borrow::Cow, fmt::Write as _, path::Path};
 
 /// Characters that a terminal or a reader may act upon instead of showing them.
 #[must_use]
@@ -17,6 +17,20 @@ pub fn is_hostile(character: char) -> bool {
 #[must_use]
 pub fn text(name: &str) -> Cow<'_, str> {
     escape(name, is_hostile)
+}
+
+/// The same for a message, which may have lines and tabs of its own.
+#[must_use]
+pub fn message(text: &str) -> Cow<'_, str> {
+    escape(text, |character| {
+        is_hostile(character) && !matches!(character, '\n' | '\t')
+    })
+}
+
+/// The name of a file, which may have been picked by somebody else (`tcpstate info *`).
+#[must_use]
+pub fn path(path: &Path) -> String {
+    text(&path.to_string_lossy()).into_owned()
 }
 
 /// The same for a column that others follow: white space is escaped too.
@@ -45,7 +59,9 @@ fn escape(name: &str, hostile: impl Fn(char) -> bool) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{text, word};
+    use std::path::Path;
+
+    use super::{message, path, text, word};
 
     #[test]
     fn hostile_characters_are_spelled_out() {
@@ -55,5 +71,7 @@ mod tests {
         assert_eq!(text("two words, \"three\""), "two words, \"three\"");
         assert_eq!(word("two words"), "two\\u{20}words");
         assert_eq!(text("naïve 名"), "naïve 名");
+        assert_eq!(message("a\n\tb\u{1b}[31m"), "a\n\tb\\u{1b}[31m");
+        assert_eq!(path(Path::new("a\n/b")), "a\\u{a}/b");
     }
 }

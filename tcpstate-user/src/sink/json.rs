@@ -296,12 +296,25 @@ impl<W: Write> Sink for Json<W> {
 /// If it cannot be told in JSON.
 pub fn json_line(object: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    write_line(&mut line, object)?;
+    // Names of settings are keys, and come from a file.
+    write_harmless(&mut line, object, Harmless::default())?;
     Ok(line)
 }
 
 fn write_line(line: &mut Vec<u8>, object: &impl Serialize) -> io::Result<()> {
-    let mut serializer = serde_json::Serializer::with_formatter(&mut *line, Harmless::default());
+    let harmless = Harmless {
+        keys_are_ours: true,
+        ..Harmless::default()
+    };
+    write_harmless(line, object, harmless)
+}
+
+fn write_harmless(
+    line: &mut Vec<u8>,
+    object: &impl Serialize,
+    harmless: Harmless,
+) -> io::Result<()> {
+    let mut serializer = serde_json::Serializer::with_formatter(&mut *line, harmless);
     object.serialize(&mut serializer)?;
     line.push(b'\n');
     Ok(())
@@ -311,7 +324,9 @@ fn write_line(line: &mut Vec<u8>, object: &impl Serialize) -> io::Result<()> {
 /// this the others.
 #[derive(Default)]
 struct Harmless {
-    /// What is written is a key: those are ours.
+    /// No key has to be looked at.
+    keys_are_ours: bool,
+    /// What is written is such a key.
     key: bool,
 }
 
@@ -321,7 +336,7 @@ impl Formatter for Harmless {
         writer: &mut W,
         first: bool,
     ) -> io::Result<()> {
-        self.key = true;
+        self.key = self.keys_are_ours;
         if first {
             Ok(())
         } else {

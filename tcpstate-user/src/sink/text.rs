@@ -15,6 +15,7 @@ use crate::{
     event::{Endpoint, Process},
     lifecycle::{Bound, KnownBy, Phase, Transition},
     loss::{Loss, LossKind},
+    message::plural,
 };
 
 /// Which columns are written.
@@ -483,10 +484,6 @@ impl fmt::Display for Summary {
         }
         Ok(())
     }
-}
-
-fn plural(count: u64, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// A number, or `-`.

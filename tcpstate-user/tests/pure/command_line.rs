@@ -174,3 +174,70 @@ fn what_is_not_there_is_said_before_anything_is_attached() {
         assert!(message.contains(expected), "{arguments:?}: {message}");
     }
 }
+
+#[test]
+fn a_stream_is_no_file() {
+    for (arguments, expected) in [
+        (&["info", "-"][..], "a recording is a file, no stream"),
+        (&["record", "-"], "a recording is a file, no stream"),
+        (
+            &["trace", "--from", "-"],
+            "a recording is a file, no stream",
+        ),
+        (
+            &["conns", "--record", "-"],
+            "a recording is a file, no stream",
+        ),
+        (&["trace", "-o", "-"], "leave it out for standard output"),
+        (
+            &["export", "a.tcps", "--to", "csv", "-o", "-"],
+            "leave it out for standard output",
+        ),
+    ] {
+        let message = refused(arguments);
+        assert!(message.contains(expected), "{arguments:?}: {message}");
+    }
+}
+
+/// A name may have been picked by somebody else, for whoever says `tcpstate info *`.
+#[test]
+fn names_of_files_are_harmless() {
+    let name = "/nowhere/a\u{1b}[31m\nb";
+    for arguments in [
+        &["info", name][..],
+        &["trace", "--from", name],
+        &["export", name, "--to", "jsonl"],
+        &["trace", "-o", name],
+    ] {
+        let message = refused(arguments);
+        assert!(
+            message.contains("/nowhere/a\\u{1b}[31m\\u{a}b: "),
+            "{message}"
+        );
+        assert_eq!(message.matches("No such file").count(), 1, "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+}
+
+#[test]
+fn an_answer_that_nobody_can_have_is_an_error() {
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let recording = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/fixtures/recordings/format-1.tcps"
+    );
+    let full = full.expect("it is always full");
+    for arguments in [&["info", recording][..], &["doctor", "--from", recording]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_tcpstate"))
+            .args(arguments)
+            .stdout(full.try_clone().expect("a file"))
+            .output()
+            .expect("tcpstate starts");
+        assert_eq!(output.status.code(), Some(2));
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            message.contains("the output cannot be written: No space"),
+            "{message}"
+        );
+    }
+}

@@ -90,6 +90,15 @@ proptest! {
     }
 }
 
+/// Seldom are two names like that, so the test above told only sometimes.
+#[test]
+fn a_name_ends_at_its_first_zero_byte() {
+    let disguise = disguise(0);
+    let (whole, cut) = (Comm::truncated("a\0b"), Comm::truncated("a"));
+    assert_eq!(whole, cut);
+    assert_eq!(disguise.comm(whole), disguise.comm(cut));
+}
+
 #[test]
 fn another_key_makes_others() {
     let addr = "192.0.2.7".parse().expect("an address");

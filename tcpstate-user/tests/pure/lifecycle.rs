@@ -407,6 +407,17 @@ fn disturbed() -> impl Strategy<Value = (Vec<TransitionRecord>, bool)> {
         })
 }
 
+/// A life and an event whose loss shows. The last one may be missing unseen; the first one too, if the connection may be older
+/// than the run.
+fn one_dropped() -> impl Strategy<Value = (usize, usize)> {
+    let all = LIVES.iter().enumerate().flat_map(|(life, states)| {
+        let inner = 1..states.len() - 2;
+        let shows = inner.filter(|dropped| states[*dropped] != states[*dropped + 1]);
+        shows.map(move |dropped| (life, dropped))
+    });
+    proptest::sample::select(all.collect::<Vec<_>>())
+}
+
 proptest! {
     #[test]
     fn disturbed_lives_are_never_lied_about((records, intact) in disturbed(), limit in 1..60_usize) {
@@ -430,10 +441,8 @@ proptest! {
     }
 
     #[test]
-    fn an_event_that_was_dropped_leaves_a_mark(life in 0..LIVES.len(), dropped in 1..4_usize) {
+    fn an_event_that_was_dropped_leaves_a_mark((life, dropped) in one_dropped()) {
         let states = LIVES[life];
-        // The last event may be missing unseen; the first one too, if the connection may be older than the run.
-        prop_assume!(dropped + 2 < states.len() && states[dropped] != states[dropped + 1]);
         let mut lifecycle = lifecycle();
         let mut marks = 0;
         for (step, pair) in states.windows(2).enumerate().filter(|(step, _)| *step != dropped) {

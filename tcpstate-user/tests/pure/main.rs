@@ -8,6 +8,7 @@ mod connections;
 mod decode;
 mod disguise;
 mod doctor;
+mod documented;
 mod exports;
 mod found;
 #[path = "../../../fuzz/src/lib.rs"]

@@ -438,6 +438,51 @@ fn intervals_end_by_the_clock_of_the_events_or_when_it_is_said_so_late() {
     assert_eq!(times, expected);
 }
 
+/// A recording can claim that centuries pass; nobody wants a report of each second.
+#[test]
+fn intervals_are_not_reported_one_by_one_where_the_time_leaps() {
+    let events = scene();
+    let second = 1000 * MS;
+    let until = |leap: u64| {
+        let mut run = Run::new(closers(By::nothing()), Some(second));
+        for sent in &events {
+            run.takes(sent);
+        }
+        let end = (START + leap).saturating_add(MS);
+        run.passes(end);
+        let many = run.reported.iter().map(|one| run.reports.is_of_many(one));
+        let many = many.filter(|many| *many).count();
+        (run.ends(end), many)
+    };
+    // As long as anybody may have looked away, nothing is left out.
+    let (reports, many) = until(10_002 * second);
+    assert_eq!((reports.len(), many), (10_003, 0));
+    let closes = |report: &Report| {
+        let total = report.table.rows.last();
+        total.map_or(0, |total| count(report, total, "closes"))
+    };
+    let all: u64 = reports.iter().map(closes).sum();
+
+    for leap in [10_010 * second, u64::MAX - START] {
+        let (reports, many) = until(leap);
+        assert!(reports.len() < 10 && many == 1, "{}", reports.len());
+        assert_eq!(reports.iter().map(closes).sum::<u64>(), all);
+        // One begins where another ends, at a second.
+        assert!(reports.is_sorted_by(|one, next| one.to == next.from));
+        let (_, whole) = reports.split_last().expect("a report");
+        assert!(
+            whole
+                .iter()
+                .all(|one| (one.to - START).is_multiple_of(second))
+        );
+        assert!(
+            reports
+                .last()
+                .is_some_and(|last| last.to - last.from < second)
+        );
+    }
+}
+
 /// Cancelled timers tell by silence that they were cancelled for good: in which interval that counts must not depend on when
 /// somebody asks.
 #[test]
