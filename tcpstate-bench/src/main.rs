@@ -12,6 +12,7 @@ mod kernel;
 mod load;
 mod machine;
 mod memory;
+mod profile;
 mod rates;
 mod report;
 mod start;
@@ -42,7 +43,7 @@ use subject::Subject;
     bin_name = "cargo xtask bench",
     after_help = "Exit status: 0 measured, 1 a goal was missed (--check), 2 it could not be measured.
 
-Parts of a measurement are named rates, costs, added, start and memory; what is measured is named by --list.
+Parts of a measurement are named rates, costs, added, profile, start and memory; what is measured is named by --list.
 
 Examples:
   cargo xtask bench                              everything; writes BENCHMARKS.md
@@ -103,6 +104,7 @@ enum Part {
     Rates,
     Costs,
     Added,
+    Profile,
     Start,
     Memory,
 }
@@ -241,6 +243,7 @@ fn expected(bench: &Bench, parts: &[Part], subjects: usize) -> Duration {
         Part::Costs => subjects * (2.0 * load + 2.0 * tool + 2.0),
         Part::Added if bench.quick => subjects * (0.8 + tool),
         Part::Added => 5.0 * subjects * (2.8 + tool),
+        Part::Profile => 3.0 * (load + 2.0 * tool + 3.0),
         Part::Start if bench.quick => 15.0,
         Part::Start => 150.0,
         Part::Memory => 10.0,
@@ -267,6 +270,7 @@ fn measure(
             Part::Rates => results.rates = Some(rates::measure(bench, subjects)?),
             Part::Costs => results.costs = Some(kernel::measure(bench, subjects)?),
             Part::Added => results.added = Some(added::measure(bench, subjects)?),
+            Part::Profile => results.profiles = Some(profile::measure(bench, subjects)?),
             Part::Start => results.starts = Some(start::measure(bench)?),
             Part::Memory => results.kept = Some(memory::measure(bench)?),
         }

@@ -3,8 +3,16 @@
 use std::fmt::Write as _;
 
 use crate::{
-    added::AddedTimes, bench::Bench, figures::number, goal::Verdict, kernel::Cost, memory::Kept,
-    rates::Rates, start::Start, subject::Subject,
+    added::AddedTimes,
+    bench::Bench,
+    figures::number,
+    goal::Verdict,
+    kernel::Cost,
+    memory::Kept,
+    profile::{self, Part, Profile},
+    rates::Rates,
+    start::Start,
+    subject::Subject,
 };
 
 /// Everything that was measured.
@@ -13,6 +21,7 @@ pub struct Results {
     pub rates: Option<Rates>,
     pub costs: Option<Vec<Cost>>,
     pub added: Option<AddedTimes>,
+    pub profiles: Option<Vec<Profile>>,
     pub starts: Option<Vec<Start>>,
     pub kept: Option<Vec<Kept>>,
     /// What cannot run here, and why.
@@ -59,6 +68,9 @@ pub fn markdown(
     }
     if let Some(added) = &results.added {
         page.added(subjects, added);
+    }
+    if let Some(profiles) = &results.profiles {
+        page.profiles(profiles);
     }
     if let Some(starts) = &results.starts {
         page.starts(starts);
@@ -199,6 +211,32 @@ impl Page {
         }
     }
 
+    fn profiles(&mut self, profiles: &[Profile]) {
+        self.head(
+            "Where the time goes",
+            "Samples of all processors under the load (`perf record -a -g -F 1999`), in a run of its own: how many of them were in the tool's process, \
+             and in its programs in the kernel with what those call; the rest is the load. And the functions in which most of both were taken, \
+             in hundredths of all samples.",
+            &["", "process", "programs", "functions of the process", "functions of the programs"],
+        );
+        for profile in profiles {
+            let share = |samples| profile::share(samples, profile.samples);
+            let functions = |part: &Part| {
+                let most = part.most().into_iter();
+                most.map(|(name, samples)| format!("`{}` {:.1}", short(name), share(samples)))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            };
+            self.row(&[
+                profile.name.clone(),
+                format!("{:.1} %", share(profile.tool.samples)),
+                format!("{:.1} %", share(profile.programs.samples)),
+                functions(&profile.tool),
+                functions(&profile.programs),
+            ]);
+        }
+    }
+
     fn starts(&mut self, starts: &[Start]) {
         self.head(
             "Start",
@@ -279,6 +317,41 @@ fn command(subject: &Subject) -> String {
     }
 }
 
+/// The name of a function without where it is, and without the fingerprint of a BPF program.
+fn short(name: &str) -> String {
+    let name = name.strip_prefix("bpf_prog_").map_or(name, |program| {
+        program.split_once('_').map_or(program, |(_, name)| name)
+    });
+    let mut short = String::new();
+    let mut path = String::new();
+    for character in name.chars() {
+        if character.is_alphanumeric() || matches!(character, '_' | ':') {
+            path.push(character);
+        } else {
+            short.push_str(last(&path));
+            short.push(character);
+            path.clear();
+        }
+    }
+    short.push_str(last(&path));
+    short
+}
+
+/// `Ring::head` of `tcpstate_user::kernel::rings::Ring::head`.
+fn last(path: &str) -> &str {
+    let mut parts = path.rmatch_indices("::");
+    let is_type = |part: &str| part.starts_with(|first: char| first.is_uppercase());
+    let Some((at, _)) = parts.next().filter(|(at, _)| *at > 0) else {
+        return path;
+    };
+    let before = parts.next().map_or(0, |(before, _)| before + 2);
+    if is_type(&path[before..at]) {
+        &path[before..]
+    } else {
+        &path[at + 2..]
+    }
+}
+
 fn errors(rates: &Rates) -> String {
     if rates.errors.is_empty() {
         return String::new();
@@ -289,4 +362,35 @@ fn errors(rates: &Rates) -> String {
         .map(|(what, count)| format!("{what}: {count}"))
         .collect();
     format!(" Errors of the load: {}.", errors.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn names_of_functions_are_short() {
+        for (long, expected) in [
+            ("tcpstate_user::kernel::rings::Ring::head", "Ring::head"),
+            ("tcpstate_user::cli::live::turn", "turn"),
+            (
+                "bpf_prog_82f0bf50ba61ca17_transition_missed",
+                "transition_missed",
+            ),
+            (
+                "__memmove_avx512_unaligned_erms",
+                "__memmove_avx512_unaligned_erms",
+            ),
+            (
+                "<tcpstate_user::analysis::key::Key as core::cmp::PartialEq>::eq",
+                "<Key as PartialEq>::eq",
+            ),
+            (
+                "indexmap::map::IndexMap<K,V,S>::get",
+                "IndexMap<K,V,S>::get",
+            ),
+        ] {
+            assert_eq!(short(long), expected);
+        }
+    }
 }
