@@ -1,5 +1,5 @@
 //! Sockets that stay where they should only pass: CLOSE_WAIT (the application does not close), FIN_WAIT2 (the peer does not),
-//! SYN_SENT (nobody answers), LAST_ACK (our FIN is not acknowledged).
+//! SYN_SENT (nobody answers), FIN_WAIT1, CLOSING and LAST_ACK (our FIN is not acknowledged).
 
 use std::sync::Arc;
 
@@ -20,11 +20,13 @@ use crate::{
 };
 
 /// The states that are looked at.
-const LOOKED_AT: [TcpState; 4] = [
+const LOOKED_AT: [TcpState; 6] = [
     TcpState::CloseWait,
     TcpState::FinWait2,
     TcpState::SynSent,
     TcpState::LastAck,
+    TcpState::FinWait1,
+    TcpState::Closing,
 ];
 
 /// What to show.

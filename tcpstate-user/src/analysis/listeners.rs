@@ -8,11 +8,11 @@ use crate::lifecycle::{Found, Transition};
 
 /// Ports in use by listeners, for each network namespace.
 #[derive(Debug, Default)]
-pub(super) struct Listeners(FxHashMap<(u64, u16), u32>);
+pub(crate) struct Listeners(FxHashMap<(u64, u16), u32>);
 
 impl Listeners {
     /// Takes a transition of any socket.
-    pub(super) fn take(&mut self, transition: &Transition) {
+    pub(crate) fn take(&mut self, transition: &Transition) {
         let event = &transition.event;
         let subject = Subject::of(transition);
         if event.new == TcpState::Listen && event.old != TcpState::Listen {
@@ -30,7 +30,7 @@ impl Listeners {
 
     /// Who opened a connection that was found: the peer if a listener has its local port, else this host. The kernel lists
     /// listeners first (`tcp_seek_last_pos` in `net/ipv4/tcp_ipv4.c`).
-    pub(super) fn opened(&mut self, found: &Found) -> Opened {
+    pub(crate) fn opened(&mut self, found: &Found) -> Opened {
         let subject = Subject::of_found(found);
         if found.state == TcpState::Listen {
             self.add(&subject);
@@ -39,7 +39,7 @@ impl Listeners {
     }
 
     /// The same for a connection met in the middle of its life.
-    pub(super) fn opened_of(&self, subject: &Subject) -> Opened {
+    pub(crate) fn opened_of(&self, subject: &Subject) -> Opened {
         if self
             .0
             .contains_key(&(subject.namespace(), subject.local.port))
@@ -51,7 +51,7 @@ impl Listeners {
     }
 
     /// The ports that listeners of a network namespace have.
-    pub(super) fn of(&self, namespace: u64) -> impl Iterator<Item = u16> {
+    pub(crate) fn of(&self, namespace: u64) -> impl Iterator<Item = u16> {
         let all = self.0.keys();
         all.filter(move |(one, _)| *one == namespace)
             .map(|(_, port)| *port)

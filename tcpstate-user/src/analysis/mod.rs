@@ -28,6 +28,7 @@ pub use hist::{Hist, HistOptions};
 pub use histogram::{Histogram, Scale};
 pub use key::{By, Dimension, Key, Subject};
 pub use leaks::{Leaks, LeaksOptions};
+pub(crate) use listeners::Listeners;
 pub use local_ports::{LocalPorts, Reuse};
 pub use measure::Measure;
 pub use memory::Memory;

@@ -28,8 +28,9 @@ start --by listener, service and remote take as accepted what has the port of a 
 
 --leaks lists sockets that stay: in CLOSE_WAIT (the application does not close),
 FIN_WAIT2 (the peer does not; no minisockets, which end by themselves), SYN_SENT
-(nobody answers), LAST_ACK (our FIN is not acknowledged). AGE(s): seconds in that
-state; `>=` it was there at the start, `<=` something was lost since.
+(nobody answers), FIN_WAIT1, CLOSING and LAST_ACK (our FIN is not acknowledged).
+AGE(s): seconds in that state; `>=` it was there at the start, `<=` something was
+lost since.
 
 Exit code: 0 there was a socket, or ended by Ctrl-C; 1 none; 2 an error.
 
@@ -56,7 +57,7 @@ pub struct StatesArgs {
     #[arg(long, value_name = "COLUMN")]
     pub sort: Option<String>,
 
-    /// List the sockets that stay in CLOSE_WAIT, FIN_WAIT2, SYN_SENT or LAST_ACK
+    /// List the sockets that stay in CLOSE_WAIT, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSING or LAST_ACK
     #[arg(long)]
     pub leaks: bool,
 
@@ -105,7 +106,7 @@ pub fn states(args: &StatesArgs) -> Result<Outcome> {
 fn leaks(args: &StatesArgs, states: Vec<TcpState>) -> Result<Outcome> {
     if let Some(state) = states.iter().find(|state| !Leaks::looks_at(**state)) {
         bail!(
-            "--state {}: --leaks looks at close_wait, fin_wait2, syn_sent, last_ack",
+            "--state {}: --leaks looks at close_wait, syn_sent, fin_wait1, fin_wait2, closing, last_ack",
             state.label()
         );
     }

@@ -1,18 +1,15 @@
-//! How connections begin and end, by process, service and peer; and bind() that failed, with what was in its way.
+//! How connections begin and end, by process, service and peer.
 
-use std::net::IpAddr;
-
-use rustc_hash::FxHashMap;
 use tcpstate_common::state::TcpState;
 
-use super::finding::Process;
+use super::binds::{At, Binds, FailedBind};
 use crate::{
     analysis::{
-        By, Cell, Column, Dimension, Groups, How, Interval, Memory, Opened, Order, Place, Subject,
-        Sum, Table, Tally,
+        By, Cell, Column, Dimension, Groups, How, Interval, Listeners, Memory, Opened, Order,
+        Place, Subject, Sum, Table, Tally,
     },
-    event::{self, CallEvent, CallStep},
-    lifecycle::{Found, Transition},
+    event::{self, CallEvent},
+    lifecycle::{Found, Reason, Transition},
 };
 
 /// Counts how connections begin and end.
@@ -22,11 +19,9 @@ pub(super) struct Ends {
     columns: Vec<Column>,
     groups: Groups<Counts>,
     open: Memory<Life>,
-    /// What holds each local port, by namespace.
-    holders: FxHashMap<(u64, u16), Holders>,
-    binds: FxHashMap<BindKey, FailedBind>,
-    /// What could not be counted, since there was too much of it.
-    beyond: u64,
+    /// Ports of listeners: they tell who opened what was there before.
+    listeners: Listeners,
+    binds: Binds,
     /// Nanoseconds: see [`super::thresholds::SHORT_LIFE`].
     short: u64,
 }
@@ -39,58 +34,15 @@ struct Life {
     process: Option<event::Process>,
     /// Since when it is open, if that was seen and it is.
     established: Option<u64>,
-    at: (u64, u16),
+    at: At,
     minisocket: bool,
-}
-
-/// Sockets at one local port.
-#[derive(Clone, Copy, Debug, Default)]
-struct Holders {
-    sockets: u64,
-    minisockets: u64,
-    listeners: u64,
-    /// Of one of the listeners.
-    listener: Option<event::Process>,
-}
-
-/// Whose bind() failed, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct BindKey {
-    pid: u32,
-    namespace: u64,
-    at: Option<(IpAddr, u16)>,
-}
-
-/// bind() of one process that found an address in use.
-#[derive(Clone, Debug)]
-pub struct FailedBind {
-    /// Whose.
-    pub process: Process,
-    /// Network namespace: inode number.
-    pub netns: Option<u32>,
-    /// The address; `None` if it could not be read. Port 0: any port of it.
-    pub at: Option<(IpAddr, u16)>,
-    /// How often.
-    pub failed: u64,
-    /// When it happened last, minisockets in TIME_WAIT or FIN_WAIT2 that had this local port.
-    pub minisockets: u64,
-    /// Then, other sockets that had it and do not listen.
-    pub sockets: u64,
-    /// Then, listeners.
-    pub listeners: u64,
-    /// The process of a listener.
-    pub listener: Option<Process>,
-    /// At the end, this process listens at that port after all.
-    pub listens: bool,
-    /// Network namespace: cookie, or inode number.
-    pub namespace: u64,
 }
 
 /// Connections of one group.
 #[derive(Clone, Debug, Default)]
 struct Counts([u64; COUNTED.len()]);
 
-const COUNTED: [&str; 14] = [
+const COUNTED: [&str; 17] = [
     "attempts",
     "established",
     "refused",
@@ -105,6 +57,9 @@ const COUNTED: [&str; 14] = [
     "lives",
     "short_lives",
     "ended",
+    "wait_rst",
+    "wait_restarted",
+    "wait_syn",
 ];
 const ATTEMPTS: usize = 0;
 const ESTABLISHED: usize = 1;
@@ -120,14 +75,12 @@ const RST_SENT_IDLE: usize = 10;
 const LIVES: usize = 11;
 const SHORT_LIVES: usize = 12;
 const ENDED: usize = 13;
+const WAIT_RST: usize = 14;
+const WAIT_RESTARTED: usize = 15;
+const WAIT_SYN: usize = 16;
 
 /// More than anybody tells apart.
 const GROUPS: usize = 65_536;
-/// More ports than a few namespaces have.
-const PORTS: usize = 1 << 20;
-/// Whose bind() fails at more addresses than that scans.
-const BINDS: usize = 4096;
-
 impl Ends {
     /// Remembers at most so many connections; a life is short below so many nanoseconds.
     pub(super) fn new(short: u64, limit: usize) -> Self {
@@ -148,31 +101,20 @@ impl Ends {
             columns,
             groups: Groups::new(GROUPS),
             open: Memory::new(limit),
-            holders: FxHashMap::default(),
-            binds: FxHashMap::default(),
-            beyond: 0,
+            listeners: Listeners::default(),
+            binds: Binds::default(),
             short,
         }
     }
 
     /// What could not be counted.
     pub(super) const fn beyond(&self) -> u64 {
-        self.beyond
+        self.binds.beyond()
     }
 
     /// bind() that failed, most often first.
     pub(super) fn binds(&self) -> Vec<FailedBind> {
-        let mut binds: Vec<_> = self.binds.values().cloned().collect();
-        for bind in &mut binds {
-            let holders = bind
-                .at
-                .and_then(|(_, port)| self.holders.get(&(bind.namespace, port)));
-            bind.listens = holders
-                .and_then(|holders| holders.listener)
-                .is_some_and(|listener| Some(listener.pid) == bind.process.pid);
-        }
-        binds.sort_by_key(|bind| (std::cmp::Reverse(bind.failed), bind.process.pid, bind.at));
-        binds
+        self.binds.failed()
     }
 
     fn count(&mut self, transition: &Transition, life: &Life, what: usize) {
@@ -187,68 +129,10 @@ impl Ends {
         }
     }
 
-    /// A listener comes or goes.
-    fn listener(&mut self, subject: &Subject, process: Option<event::Process>, comes: bool) {
-        let key = (subject.namespace(), subject.local.port);
-        if comes {
-            if let Some(holders) = self.at(key) {
-                holders.listeners += 1;
-                holders.listener = process.or(holders.listener);
-            }
-        } else if let Some(holders) = self.holders.get_mut(&key) {
-            holders.listeners = holders.listeners.saturating_sub(1);
-            if holders.listeners == 0 {
-                holders.listener = None;
-            }
-            self.tidy(key);
-        }
-    }
-
-    fn at(&mut self, key: (u64, u16)) -> Option<&mut Holders> {
-        if self.holders.len() >= PORTS && !self.holders.contains_key(&key) {
-            self.beyond += 1;
-            return None;
-        }
-        Some(self.holders.entry(key).or_default())
-    }
-
-    fn tidy(&mut self, key: (u64, u16)) {
-        let empty =
-            |holders: &Holders| holders.sockets + holders.minisockets + holders.listeners == 0;
-        if self.holders.get(&key).is_some_and(empty) {
-            self.holders.remove(&key);
-        }
-    }
-
-    fn hold(&mut self, life: &Life) {
-        if life.at.1 != 0
-            && let Some(holders) = self.at(life.at)
-        {
-            let count = if life.minisocket {
-                &mut holders.minisockets
-            } else {
-                &mut holders.sockets
-            };
-            *count += 1;
-        }
-    }
-
-    fn release(&mut self, life: &Life) {
-        if let Some(holders) = self.holders.get_mut(&life.at) {
-            let count = if life.minisocket {
-                &mut holders.minisockets
-            } else {
-                &mut holders.sockets
-            };
-            *count = count.saturating_sub(1);
-            self.tidy(life.at);
-        }
-    }
-
     fn keep(&mut self, id: u64, life: Life) {
-        self.hold(&life);
+        self.binds.hold(life.at, life.minisocket);
         if let Some(gone) = self.open.insert(id, life) {
-            self.release(&gone);
+            self.binds.release(gone.at, gone.minisocket);
         }
     }
 
@@ -274,6 +158,19 @@ impl Ends {
         }
         if event.new == Close && transition.reason.is_none() {
             self.end(transition, life);
+        }
+    }
+
+    /// What a transition of a minisocket in TIME_WAIT means.
+    fn wait(&mut self, transition: &Transition, life: &Life) {
+        if transition.event.old != TcpState::TimeWait {
+            return;
+        }
+        match transition.reason {
+            Some(Reason::Rst) => self.count(transition, life, WAIT_RST),
+            Some(Reason::Restarted) => self.count(transition, life, WAIT_RESTARTED),
+            Some(Reason::ReusedSyn) => self.count(transition, life, WAIT_SYN),
+            _ => {}
         }
     }
 
@@ -311,9 +208,12 @@ impl Tally for Ends {
         use TcpState::{Close, Listen};
         let event = &transition.event;
         let subject = Subject::of(transition);
+        self.listeners.take(transition);
+        self.binds.name(event.cgroup, transition.cgroup.as_ref());
         if event.is_listener() {
             if wanted {
-                self.listener(&subject, transition.process, event.new == Listen);
+                self.binds
+                    .listener(&subject, transition.process, event.new == Listen);
             }
             return;
         }
@@ -322,11 +222,15 @@ impl Tally for Ends {
         }
         let known = self.open.remove(transition.connection);
         if let Some(known) = &known {
-            self.release(known);
+            self.binds.release(known.at, known.minisocket);
         }
         let known = known.filter(|_| !event.is_birth());
         let mut life = known.unwrap_or(Life {
-            opened: Opened::of_birth(event),
+            opened: if event.is_birth() {
+                Opened::of_birth(event)
+            } else {
+                self.listeners.opened_of(&subject)
+            },
             wanted,
             process: None,
             established: None,
@@ -337,7 +241,9 @@ impl Tally for Ends {
         life.process = transition.process.or(life.process);
         life.at.1 = subject.local.port;
         life.minisocket = transition.minisocket;
-        if !transition.minisocket {
+        if transition.minisocket {
+            self.wait(transition, &life);
+        } else {
             self.follow(transition, &mut life);
         }
         if event.new != Close {
@@ -347,12 +253,14 @@ impl Tally for Ends {
 
     fn found(&mut self, found: &Found, wanted: bool) {
         let subject = Subject::of_found(found);
+        let opened = self.listeners.opened(found);
+        self.binds.name(found.cgroup_id, found.cgroup.as_ref());
         if found.state == TcpState::Listen {
-            self.listener(&subject, found.process, true);
+            self.binds.listener(&subject, found.process, true);
             return;
         }
         let life = Life {
-            opened: Opened::Unknown,
+            opened,
             wanted,
             process: found.process,
             established: None,
@@ -369,48 +277,7 @@ impl Tally for Ends {
     }
 
     fn bind_failed(&mut self, event: &CallEvent) {
-        let CallStep::BindFailed(asked) = event.step else {
-            return;
-        };
-        let namespace = event
-            .netns_cookie
-            .or(event.netns.map(u64::from))
-            .unwrap_or_default();
-        let at = asked.map(|asked| (asked.addr, asked.port));
-        let key = BindKey {
-            pid: event.process.pid,
-            namespace,
-            at,
-        };
-        if self.binds.len() >= BINDS && !self.binds.contains_key(&key) {
-            self.beyond += 1;
-            return;
-        }
-        let holders = at
-            .filter(|(_, port)| *port != 0)
-            .and_then(|(_, port)| self.holders.get(&(namespace, port)).copied())
-            .unwrap_or_default();
-        let process = |process: event::Process| Process {
-            pid: Some(process.pid),
-            comm: Some(process.comm),
-        };
-        let bind = self.binds.entry(key).or_insert_with(|| FailedBind {
-            process: process(event.process),
-            netns: event.netns,
-            at,
-            failed: 0,
-            minisockets: 0,
-            sockets: 0,
-            listeners: 0,
-            listener: None,
-            listens: false,
-            namespace,
-        });
-        bind.failed += 1;
-        bind.minisockets = holders.minisockets;
-        bind.sockets = holders.sockets;
-        bind.listeners = holders.listeners;
-        bind.listener = holders.listener.map(process);
+        self.binds.fail(event);
     }
 
     fn table(&mut self, _: u64, _: u64) -> Table {
@@ -447,25 +314,5 @@ impl Interval for Counts {
     fn end(&mut self) -> Option<Self> {
         let ended = std::mem::take(self);
         ended.0.iter().any(|count| *count > 0).then_some(ended)
-    }
-}
-
-#[cfg(test)]
-impl FailedBind {
-    /// A failure at this port, to make others of.
-    #[must_use]
-    pub fn at(port: u16) -> Self {
-        Self {
-            process: Process::default(),
-            netns: None,
-            at: Some((std::net::Ipv4Addr::LOCALHOST.into(), port)),
-            failed: 1,
-            minisockets: 0,
-            sockets: 0,
-            listeners: 0,
-            listener: None,
-            listens: false,
-            namespace: 0,
-        }
     }
 }

@@ -107,8 +107,8 @@ pub struct Finding {
     pub evidence: Vec<Evidence>,
     /// Commands that show more.
     pub see: Vec<String>,
-    /// What is counted of those who cause it.
-    pub unit: &'static str,
+    /// What is counted of those who cause it: one of it, many of it.
+    pub unit: [&'static str; 2],
     /// Who causes it, most first.
     pub causes: Vec<Cause>,
     /// Those who are not among them.
@@ -136,7 +136,7 @@ impl Finding {
             netns: None,
             evidence: Vec::new(),
             see: Vec::new(),
-            unit: "",
+            unit: [""; 2],
             causes: Vec::new(),
             more_causes: 0,
             matters: Cow::Borrowed(""),
@@ -175,7 +175,7 @@ impl Finding {
     }
 
     /// With these causes, of whom this is counted, most first, of whom only the first few are kept.
-    pub fn caused_by(&mut self, unit: &'static str, mut causes: Vec<Cause>) {
+    pub fn caused_by(&mut self, unit: [&'static str; 2], mut causes: Vec<Cause>) {
         /// As many as fit on a screen beside the rest.
         const CAUSES: usize = 5;
         causes.retain(|cause| cause.count > 0);
@@ -185,6 +185,20 @@ impl Finding {
         self.unit = unit;
         self.causes = causes;
     }
+}
+
+/// A container as people know it: `docker ps` shows twelve digits.
+pub(super) fn container(runtime: &str, id: &str) -> String {
+    const DIGITS: usize = 12;
+    let long = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let shown = if long { id.get(..DIGITS) } else { None };
+    format!("{runtime} {}", shown.unwrap_or(id))
+}
+
+/// So many: `1 connection`, `2 connections`.
+#[must_use]
+pub fn plural(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 impl fmt::Display for Process {

@@ -102,7 +102,7 @@ impl<'a> Line<'a> {
             sentence: &finding.sentence,
             netns: finding.netns,
             evidence: &finding.evidence,
-            count_of: finding.unit,
+            count_of: finding.unit[1],
             causes: &finding.causes,
             more_causes: finding.more_causes,
             matters: &finding.matters,

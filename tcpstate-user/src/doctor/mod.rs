@@ -4,6 +4,7 @@
 //! ([`rules::RULES`]), so that they say the same of a recording as of this machine, but for what only the kernel's counters
 //! tell.
 
+mod binds;
 mod counters;
 mod ends;
 mod finding;
@@ -14,9 +15,9 @@ mod text;
 pub mod thresholds;
 mod watch;
 
+pub use binds::FailedBind;
 pub use counters::NetCounters;
-pub use ends::FailedBind;
-pub use finding::{Cause, Evidence, Finding, Number, Process, Severity, Shown, Who};
+pub use finding::{Cause, Evidence, Finding, Number, Process, Severity, Shown, Who, plural};
 pub use json::json;
 pub use rules::{Checked, Rule};
 pub use snapshot::{

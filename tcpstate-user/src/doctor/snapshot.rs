@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{counters::NetCounters, ends::FailedBind, finding::Who};
+use super::{binds::FailedBind, counters::NetCounters, finding::Who};
 use crate::{event::Endpoint, settings::Settings};
 #[cfg(test)]
 use {super::finding::Process, crate::analysis::Opened};
@@ -62,6 +62,8 @@ pub struct Closes {
     pub local_rst: u64,
     /// The peer did.
     pub remote: u64,
+    /// Both sides closed at the same time: they passed CLOSING.
+    pub simultaneous: u64,
     /// TIME_WAITs that began.
     pub time_waits: u64,
     /// Minisockets in FIN_WAIT2, or in TIME_WAIT unheard.
@@ -89,6 +91,14 @@ pub struct Waits {
     pub reused_connect: u64,
     /// Taken over by a new SYN.
     pub reused_syn: u64,
+    /// Destroyed by an administrator.
+    pub destroyed: u64,
+    /// Ended with their network namespace.
+    pub namespace_gone: u64,
+    /// Ended before their time, and it is not known why.
+    pub unknown: u64,
+    /// Begun anew, since an old segment came.
+    pub restarted: u64,
 }
 
 /// Local ports towards one destination.
@@ -171,6 +181,12 @@ pub struct Ends {
     pub lives: u64,
     /// Of them short ones.
     pub short_lives: u64,
+    /// TIME_WAITs that the peer ended by a RST.
+    pub wait_rst: u64,
+    /// TIME_WAITs that began anew, since the peer sent an old segment.
+    pub wait_restarted: u64,
+    /// TIME_WAITs that the peer took over by a new SYN.
+    pub wait_syn: u64,
 }
 
 impl Snapshot {
@@ -196,6 +212,21 @@ impl Snapshot {
             return 0.0;
         }
         real(count) / self.seconds()
+    }
+
+    /// What is known of how connections began and ended, by network namespace.
+    pub(super) fn ends_by_namespace(&self) -> impl Iterator<Item = (Option<u32>, Vec<&Ends>)> {
+        let mut namespaces: FxHashMap<_, Vec<_>> = FxHashMap::default();
+        for ends in &self.ends {
+            namespaces.entry(ends.who.netns).or_default().push(ends);
+        }
+        namespaces.into_iter()
+    }
+
+    /// How far a counter of a network namespace has gone, if that is known.
+    #[must_use]
+    pub fn counted(&self, netns: Option<u32>, name: &str) -> Option<u64> {
+        self.namespace(netns?)?.counted(name)
     }
 
     /// What a network namespace has set, if that is known.
@@ -230,6 +261,18 @@ impl Waits {
     #[must_use]
     pub const fn minisockets(&self) -> u64 {
         self.now + self.fin_wait2
+    }
+
+    /// Those that ended.
+    #[must_use]
+    pub const fn ended(&self) -> u64 {
+        self.expired
+            + self.reused_connect
+            + self.reused_syn
+            + self.rst
+            + self.destroyed
+            + self.namespace_gone
+            + self.unknown
     }
 }
 
@@ -295,6 +338,23 @@ impl Who {
 }
 
 #[cfg(test)]
+impl Closes {
+    /// None yet, to make others of.
+    #[must_use]
+    pub fn of(opened: Opened) -> Self {
+        Self {
+            who: Who::nobody(opened),
+            local: 0,
+            local_rst: 0,
+            remote: 0,
+            simultaneous: 0,
+            time_waits: 0,
+            fin_wait2: 0,
+        }
+    }
+}
+
+#[cfg(test)]
 impl Ends {
     /// None yet, to make others of.
     #[must_use]
@@ -314,6 +374,9 @@ impl Ends {
             rst_sent_idle: 0,
             lives: 0,
             short_lives: 0,
+            wait_rst: 0,
+            wait_restarted: 0,
+            wait_syn: 0,
         }
     }
 }
@@ -336,6 +399,10 @@ impl Waits {
             expired: 0,
             reused_connect: 0,
             reused_syn: 0,
+            destroyed: 0,
+            namespace_gone: 0,
+            unknown: 0,
+            restarted: 0,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Diagnosis, Finding, Severity, Snapshot, rules};
+use super::{Diagnosis, Finding, Severity, Snapshot, plural, rules};
 use crate::sink::escape;
 
 /// As wide as a terminal is at least.
@@ -118,13 +118,10 @@ fn of_finding(out: &mut String, finding: &Finding, netns: Option<u32>, colour: b
         label = "";
     }
     label = "who";
+    let [one, many] = finding.unit;
     for cause in &finding.causes {
-        wrap(
-            out,
-            label,
-            &format!("{}: {} {}", cause.who, cause.count, finding.unit),
-            INDENT,
-        );
+        let count = plural(cause.count, one, many);
+        wrap(out, label, &format!("{}: {count}", cause.who), INDENT);
         label = "";
     }
     if finding.more_causes > 0 {

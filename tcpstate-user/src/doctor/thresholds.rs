@@ -29,6 +29,22 @@ pub const CONNECTION_RATE: f64 = 20.0;
 pub const SHORT_LIFE: f64 = 1.0;
 /// A share of tcp_max_tw_buckets from which a peak may reach it.
 pub const BUCKETS_SHARE: f64 = 0.8;
+/// TIME_WAITs that a RST ended: single ones are of peers that were in a hurry.
+pub const CUT_SHORT: u64 = 10;
+/// Segments that were refused in TIME_WAIT for an old timestamp: a single one is a duplicate that the network held up.
+pub const REFUSED_IN_WAIT: u64 = 3;
+/// New connections from ports that were in TIME_WAIT still: fewer are not asked about.
+pub const TAKEN_OVER: u64 = 100;
+/// New connections a second from one address to one service. A Linux client, or a NAT in front of many, has 28,232 ports by
+/// default: at 470 a second they come round within a minute, the time of TIME_WAIT.
+pub const PEER_RATE: f64 = 470.0;
+/// Closes at one listening port from which it shows who closes first.
+pub const CLOSES: u64 = 100;
+/// A share of all closes that are simultaneous: a few in a hundred are usual where both sides close after an answer.
+pub const CLOSING_SHARE: f64 = 0.05;
+/// A share of tcp_max_orphans. The kernel takes one orphan for two or four if they do not get on (`tcp_out_of_resources`),
+/// and so begins to reset them before there are as many as that.
+pub const ORPHANS_SHARE: f64 = 0.25;
 
 /// Thresholds of all rules.
 #[derive(Clone, Debug, Args)]
@@ -50,7 +66,7 @@ pub struct Thresholds {
     #[arg(long, value_name = "N", default_value_t = FAILED_BINDS, value_parser = clap::value_parser!(u64).range(1..))]
     pub failed_binds: u64,
 
-    /// close-wait, pile-up: seconds in a state that only passes that are too long
+    /// close-wait, pile-up, failed: seconds in a state that only passes that are too long
     #[arg(long, value_name = "SECS", default_value_t = STAY, value_parser = positive)]
     pub stay: f64,
 
@@ -77,6 +93,34 @@ pub struct Thresholds {
     /// overflow: share of tcp_max_tw_buckets that is too much, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = BUCKETS_SHARE, value_parser = share)]
     pub buckets_share: f64,
+
+    /// cut-short: TIME_WAITs in a network namespace that a RST ended that are too many
+    #[arg(long, value_name = "N", default_value_t = CUT_SHORT, value_parser = clap::value_parser!(u64).range(1..))]
+    pub cut_short: u64,
+
+    /// nat: segments refused in TIME_WAIT for an old timestamp that are too many
+    #[arg(long, value_name = "N", default_value_t = REFUSED_IN_WAIT, value_parser = clap::value_parser!(u64).range(1..))]
+    pub refused_in_wait: u64,
+
+    /// nat: new connections from ports in TIME_WAIT that are worth a word
+    #[arg(long, value_name = "N", default_value_t = TAKEN_OVER, value_parser = clap::value_parser!(u64).range(1..))]
+    pub taken_over: u64,
+
+    /// nat: new connections a second from one address to one service that are worth a word
+    #[arg(long, value_name = "RATE", default_value_t = PEER_RATE, value_parser = positive)]
+    pub peer_rate: f64,
+
+    /// first-close, closing: closes that are enough to say something
+    #[arg(long, value_name = "N", default_value_t = CLOSES, value_parser = clap::value_parser!(u64).range(1..))]
+    pub closes: u64,
+
+    /// closing: share of simultaneous closes that is worth a word, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = CLOSING_SHARE, value_parser = share)]
+    pub closing_share: f64,
+
+    /// orphans: share of tcp_max_orphans that is too much, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = ORPHANS_SHARE, value_parser = share)]
+    pub orphans_share: f64,
 }
 
 impl Default for Thresholds {
@@ -93,6 +137,13 @@ impl Default for Thresholds {
             connection_rate: CONNECTION_RATE,
             short_life: SHORT_LIFE,
             buckets_share: BUCKETS_SHARE,
+            cut_short: CUT_SHORT,
+            refused_in_wait: REFUSED_IN_WAIT,
+            taken_over: TAKEN_OVER,
+            peer_rate: PEER_RATE,
+            closes: CLOSES,
+            closing_share: CLOSING_SHARE,
+            orphans_share: ORPHANS_SHARE,
         }
     }
 }

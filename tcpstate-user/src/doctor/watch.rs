@@ -1,10 +1,10 @@
 //! Gathers what is counted from transitions: the same views that people have, read when the watch ends.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, rc::Rc};
 
 use super::{
     ends,
-    finding::{Process, Who},
+    finding::{Process, Who, container},
     snapshot::{Closes, Ends, Namespace, Portless, Ports, Snapshot, Stay, Waits},
     thresholds::{Thresholds, nanoseconds},
 };
@@ -275,20 +275,13 @@ impl Fields<'_> {
     }
 }
 
-/// A container as people know it: `docker ps` shows twelve digits.
-fn container(runtime: &str, id: &Arc<str>) -> String {
-    const DIGITS: usize = 12;
-    let long = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let shown = if long { &id[..DIGITS] } else { id };
-    format!("{runtime} {shown}")
-}
-
 fn closes(row: Fields<'_>) -> Closes {
     Closes {
         who: row.who(),
         local: row.count("local_first"),
         local_rst: row.count("local_rst"),
         remote: row.count("remote_first"),
+        simultaneous: row.count("simultaneous"),
         time_waits: row.count("time_waits"),
         fin_wait2: row.count("fin_wait2"),
     }
@@ -305,6 +298,10 @@ fn of_waits(row: Fields<'_>) -> Waits {
         expired: row.count("expired"),
         reused_connect: row.count("reused_connect"),
         reused_syn: row.count("reused_syn"),
+        destroyed: row.count("destroyed"),
+        namespace_gone: row.count("namespace_gone"),
+        unknown: row.count("unknown"),
+        restarted: row.count("restarted"),
     }
 }
 
@@ -365,5 +362,8 @@ fn of_ends(row: Fields<'_>) -> Ends {
         rst_sent_idle: row.count("rst_sent_idle"),
         lives: row.count("lives"),
         short_lives: row.count("short_lives"),
+        wait_rst: row.count("wait_rst"),
+        wait_restarted: row.count("wait_restarted"),
+        wait_syn: row.count("wait_syn"),
     }
 }

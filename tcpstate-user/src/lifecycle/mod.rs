@@ -287,7 +287,8 @@ impl Lifecycle {
         }
         // That there was no minisocket is worth nothing if its birth may have been lost.
         let heard = known.as_ref().map_or(self.start, |known| known.heard);
-        let whole = self.lost.is_none_or(|lost| lost < heard);
+        // So it may before all hooks were in place: the one that tells births comes after the one that tells states.
+        let whole = self.lost.is_none_or(|lost| lost < heard) && event.time >= self.start;
         let refused = refused
             .filter(|(_, known_by)| born.is_none() && (whole || *known_by == KnownBy::Kernel));
         event.refused = refused.map(|(state, _)| state);

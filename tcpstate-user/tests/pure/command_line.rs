@@ -119,7 +119,7 @@ fn bad_flags_say_what_why_and_what_to_do() {
         ),
         (
             &["states", "--leaks", "--state", "time_wait"],
-            "--leaks looks at close_wait, fin_wait2",
+            "--leaks looks at close_wait, syn_sent, fin_wait1",
         ),
         (&["states", "--older", "5"], "--leaks"),
         (

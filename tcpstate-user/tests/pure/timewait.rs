@@ -540,6 +540,12 @@ fn overflow_is_inferred_from_the_call_chain_unless_there_was_a_minisocket_or_a_l
         (line.event.new, line.reason, line.event.refused),
         (TimeWait, None, None)
     );
+    // Before all hooks were in place its birth was not told.
+    let callers = Callers::parse(SYMBOLS);
+    let mut late =
+        Lifecycle::new(100, at + 1).with_minisockets(callers, Duration::from_nanos(TICK));
+    let line = closed(&mut late, &flagged(4, flags::FIN_RECEIVED));
+    assert_eq!((line.event.new, line.reason), (Close, None));
     lifecycle.events_lost(at);
     let line = closed(&mut lifecycle, &flagged(3, flags::FIN_RECEIVED));
     assert_eq!((line.event.new, line.reason), (Close, None));

@@ -11,11 +11,11 @@ use crate::{
 };
 
 /// A cgroup that is gone when the test is, and the processes in it before.
-struct Cgroup(PathBuf);
+pub struct Cgroup(pub PathBuf);
 
 impl Cgroup {
     /// Below the root of the hierarchy; `None` if that is not possible here.
-    fn new(name: &str) -> Option<Self> {
+    pub fn new(name: &str) -> Option<Self> {
         let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
         let mut mounts = mounts.lines().map(|line| line.split(' '));
         let root = mounts.find_map(|mut words| {

@@ -14,6 +14,7 @@ mod existing;
 mod filters;
 mod hostile;
 mod netem;
+mod nginx;
 mod opens;
 mod overflow;
 mod peer;

@@ -6,8 +6,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -16,11 +15,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
+    nginx::{Nginx, lacks},
     server::{CHILD_CLOSES, CLOSES_FIRST, LEAKS, NEVER_FIRST, RESETS, Server, greeted},
-    support::{
-        Printed, Tool, lacks_timewait, nobody_else_starts, nobody_starts, own_netns, skipped,
-        start, text,
-    },
+    support::{Printed, Tool, lacks_timewait, nobody_starts, own_netns, skipped, start, text},
 };
 
 /// The server closes first, and the client when it knows.
@@ -383,49 +380,6 @@ fn hist_leaves_out_what_began_before() {
     assert!(rows[0].get("buckets").is_none());
 }
 
-/// nginx with a configuration of its own; ended and cleaned up at the end.
-struct Nginx {
-    child: Child,
-    folder: PathBuf,
-}
-
-impl Nginx {
-    fn start(port: u16, keep_alive: &str) -> Self {
-        let name = format!("tcpstate-nginx-{}-{port}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        fs::create_dir_all(folder.join("logs")).expect("a folder");
-        let path = folder.to_str().expect("UTF-8");
-        let configuration = format!(
-            "daemon off; master_process off; pid {path}/pid; error_log {path}/logs/error.log;
-             events {{ worker_connections 128; }}
-             http {{
-                 access_log off; client_body_temp_path {path}; proxy_temp_path {path}/p; fastcgi_temp_path {path}/f;
-                 uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;
-                 keepalive_timeout {keep_alive}; keepalive_requests 100000;
-                 server {{ listen 127.0.0.1:{port}; location / {{ return 200 hello; }} }}
-             }}"
-        );
-        fs::write(folder.join("nginx.conf"), configuration).expect("written");
-        let child = start(
-            Command::new("nginx")
-                .args(["-p", path, "-c", "nginx.conf"])
-                .stdin(Stdio::null())
-                .stderr(Stdio::null()),
-        );
-        let nginx = Self { child, folder };
-        wait_until("nginx listens", || in_state("0A") == 1);
-        nginx
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
 /// Asks nginx 400 times over eight connections at a time, and tells what `closers` says of the two: closes, and how many of
 /// them this side's.
 fn nginx_and_ab(port: u16, keep_alive: &str, flags: &[&str]) -> HashMap<String, (u64, u64)> {
@@ -437,7 +391,11 @@ fn nginx_and_ab(port: u16, keep_alive: &str, flags: &[&str]) -> HashMap<String, 
         "--by",
         "process,service",
     ]);
-    let nginx = Nginx::start(port, keep_alive);
+    let configuration = format!(
+        "keepalive_timeout {keep_alive}; keepalive_requests 100000;
+         server {{ listen 127.0.0.1:{port}; location / {{ return 200 hello; }} }}"
+    );
+    let nginx = Nginx::start(&port.to_string(), &configuration, 1);
     let output = start(
         Command::new("ab")
             .args(["-q", "-n", "400", "-c", "8"])
@@ -468,13 +426,13 @@ fn nginx_and_ab(port: u16, keep_alive: &str, flags: &[&str]) -> HashMap<String, 
     closed
 }
 
-/// Connections that the namespace of this thread has accepted.
-fn passive_opens() -> u64 {
+/// A counter of TCP of the namespace of this thread.
+pub fn counted(name: &str) -> u64 {
     let table = fs::read_to_string("/proc/thread-self/net/snmp").expect("the counters");
     let mut lines = table.lines().filter(|line| line.starts_with("Tcp:"));
     let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
     let mut pairs = names.split(' ').zip(values.split(' '));
-    let value = pairs.find(|(name, _)| *name == "PassiveOpens");
+    let value = pairs.find(|(one, _)| *one == name);
     value
         .and_then(|(_, value)| value.parse().ok())
         .expect("a number")
@@ -486,32 +444,20 @@ fn nginx_closes_first_without_keep_alive_and_its_client_with() {
     if skipped(TEST) {
         return;
     }
-    let missing = [("nginx", "-v"), ("ab", "-V")]
-        .into_iter()
-        .find(|(tool, flag)| {
-            let mut command = Command::new(tool);
-            command
-                .arg(flag)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            let _starting = nobody_else_starts();
-            command.status().is_err()
-        });
-    if let Some((tool, _)) = missing {
-        eprintln!("SKIPPED {TEST}: {tool} is not installed (Debian: nginx-light, apache2-utils)");
+    if lacks(TEST) {
         return;
     }
     own_netns();
     // Besides its requests ab opens up to eight connections that it closes unused: the kernel counts them.
-    let before = passive_opens();
+    let before = counted("PassiveOpens");
     let off = nginx_and_ab(7441, "0", &[]);
-    let opened = passive_opens() - before;
+    let opened = counted("PassiveOpens") - before;
     assert!((400..=408).contains(&opened), "{opened}");
     assert_eq!(off["nginx"], (opened, 400), "{off:?}");
     assert_eq!(off["ab"], (opened, opened - 400), "{off:?}");
-    let before = passive_opens();
+    let before = counted("PassiveOpens");
     let on = nginx_and_ab(7442, "60", &["-k"]);
-    let opened = passive_opens() - before;
+    let opened = counted("PassiveOpens") - before;
     assert!((8..=16).contains(&opened), "{opened}");
     assert_eq!(on["nginx"], (opened, 0), "{on:?}");
     assert_eq!(on["ab"], (opened, opened), "{on:?}");

@@ -3,7 +3,7 @@
 use super::{Checked, Rule};
 use crate::{
     analysis::Opened,
-    doctor::{Cause, FailedBind, Finding, Severity, Snapshot, Thresholds, Who},
+    doctor::{Cause, FailedBind, Finding, Severity, Snapshot, Thresholds, Who, plural},
 };
 
 pub const RULE: Rule = Rule {
@@ -86,7 +86,15 @@ fn finding(snapshot: &Snapshot, bind: &FailedBind, severity: Severity) -> Findin
             .map_or_else(String::new, |listener| format!(" (of {listener})"));
         let held = [
             (bind.listeners, format!("listening{listener}")),
-            (bind.sockets, "connections".to_owned()),
+            (
+                bind.sockets,
+                if bind.sockets == 1 {
+                    "connection"
+                } else {
+                    "connections"
+                }
+                .to_owned(),
+            ),
             (bind.minisockets, "in TIME_WAIT or FIN_WAIT2".to_owned()),
         ];
         let held: Vec<_> = held
@@ -103,11 +111,11 @@ fn finding(snapshot: &Snapshot, bind: &FailedBind, severity: Severity) -> Findin
         }
     }
     finding.caused_by(
-        "failed bind()",
+        ["failed bind()", "failed bind()"],
         vec![Cause {
             who: Who {
                 process: bind.process,
-                container: None,
+                container: bind.container.clone(),
                 netns: bind.netns,
                 opened: Opened::Unknown,
                 service: None,
@@ -147,8 +155,9 @@ fn advice(snapshot: &Snapshot, bind: &FailedBind, finding: &mut Finding, any: bo
             "Set SO_REUSEADDR before bind(): then connections and TIME_WAITs are not in the way."
                 .into();
         finding.effect = format!(
-            "with it bind() would have succeeded in spite of {} connections and {} TIME_WAITs",
-            bind.sockets, bind.minisockets
+            "With it bind() would have succeeded in spite of {} and {}.",
+            plural(bind.sockets, "connection", "connections"),
+            plural(bind.minisockets, "TIME_WAIT", "TIME_WAITs"),
         )
         .into();
     } else {

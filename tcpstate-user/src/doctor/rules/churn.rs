@@ -5,7 +5,9 @@ use rustc_hash::FxHashMap;
 use super::{Checked, Rule};
 use crate::{
     analysis::Opened,
-    doctor::{Cause, Ends, Finding, Process, Severity, Shown, Snapshot, Thresholds, share, whole},
+    doctor::{
+        Cause, Ends, Finding, Process, Severity, Shown, Snapshot, Thresholds, plural, share, whole,
+    },
     event::Endpoint,
 };
 
@@ -95,7 +97,8 @@ fn finding(
         "lives",
         lives,
         format!(
-            "{lives} connections, {short} of them open for less than {} s",
+            "{}, {short} of them open for less than {} s",
+            plural(lives, "connection", "connections"),
             thresholds.short_life
         ),
     );
@@ -120,7 +123,7 @@ fn finding(
         who: one.who.clone(),
         count: one.lives,
     });
-    finding.caused_by("connections", causes.collect());
+    finding.caused_by(["connection", "connections"], causes.collect());
     finding.matters = "Each costs a round trip before its answer; and each that this side closes first holds a local port for a \
         minute."
         .into();

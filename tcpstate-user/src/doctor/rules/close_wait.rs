@@ -3,7 +3,7 @@
 use rustc_hash::FxHashMap;
 
 use super::{Checked, Rule};
-use crate::doctor::{Cause, Finding, Process, Severity, Snapshot, Stay, Thresholds};
+use crate::doctor::{Cause, Finding, Process, Severity, Snapshot, Stay, Thresholds, plural};
 
 pub const RULE: Rule = Rule {
     name: "close-wait",
@@ -62,10 +62,12 @@ fn finding(sockets: u64, stays: &[&Stay], severity: Severity, stay: f64) -> Find
         .first()
         .map_or_else(Process::default, |stay| stay.who.process);
     let verb = if sockets == 1 { "stays" } else { "stay" };
-    let s = if sockets == 1 { "" } else { "s" };
     let mut finding = Finding::new(
         severity,
-        format!("{sockets} socket{s} of {process} {verb} in CLOSE_WAIT: it does not close"),
+        format!(
+            "{} of {process} {verb} in CLOSE_WAIT: it does not close",
+            plural(sockets, "socket", "sockets")
+        ),
     );
     finding.netns = stays.first().and_then(|stay| stay.who.netns);
     finding.count(
@@ -84,12 +86,16 @@ fn finding(sockets: u64, stays: &[&Stay], severity: Severity, stay: f64) -> Find
         who: stay.who.clone(),
         count: stay.sockets,
     });
-    finding.caused_by("sockets", causes.collect());
+    finding.caused_by(["socket", "sockets"], causes.collect());
     finding.matters = "Nothing but this process ends them, so they only get more, until it has no descriptors left (EMFILE). \
         Unless the peer has only half-closed, and still waits for an answer.".into();
     finding.application =
         "Close the socket when reading returns the end (0 bytes) or an error, in every path; a restart frees them for today.".into();
-    finding.effect = format!("{sockets} descriptors and their buffers are freed.").into();
+    finding.effect = format!(
+        "{} buffers are freed.",
+        plural(sockets, "descriptor and its", "descriptors and their")
+    )
+    .into();
     finding.avoid = "No sysctl ends CLOSE_WAIT: neither tcp_keepalive_time (the peer's kernel answers) nor tcp_fin_timeout \
         (FIN_WAIT2 only).".into();
     finding.see = vec![process.pid.map_or_else(

@@ -5,7 +5,7 @@ use rustc_hash::FxHashMap;
 use super::{Checked, NO_ERRORS, Rule};
 use crate::{
     analysis::Opened,
-    doctor::{Cause, Ends, Finding, Severity, Shown, Snapshot, Thresholds, share},
+    doctor::{Cause, Ends, Finding, Severity, Shown, Snapshot, Stay, Thresholds, plural, share},
     event::Endpoint,
 };
 
@@ -13,7 +13,8 @@ pub const RULE: Rule = Rule {
     name: "failed",
     summary: "connect() refused, not answered, unreachable, or given up",
     explanation: "What becomes of connect(): refused (ECONNREFUSED: a RST came, nobody listens there, or the listener's queue is \
-        full and tcp_abort_on_overflow is set), not answered (ETIMEDOUT, after tcp_syn_retries, two minutes by default), \
+        full and tcp_abort_on_overflow is set), not answered (ETIMEDOUT, after tcp_syn_retries, two minutes by default; before, those that have waited for --stay seconds or \
+        more), \
         unreachable (EHOSTUNREACH, ENETUNREACH: a router or a firewall said so), or given up (the application had a timeout of \
         its own and closed the socket). connect() that finds no local port is the rule `ports`.
 
@@ -29,45 +30,73 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
     if !snapshot.errors {
         return Err(NO_ERRORS);
     }
-    let mut destinations: FxHashMap<(Option<u32>, Option<Endpoint>), Vec<&Ends>> =
-        FxHashMap::default();
+    let mut destinations: FxHashMap<(Option<u32>, Option<Endpoint>), To<'_>> = FxHashMap::default();
     let active = snapshot
         .ends
         .iter()
         .filter(|ends| ends.who.opened == Opened::Active);
     for ends in active {
         let key = (ends.who.netns, ends.who.service);
-        destinations.entry(key).or_default().push(ends);
+        destinations.entry(key).or_default().ends.push(ends);
+    }
+    let waiting = snapshot.stays.iter();
+    for stay in waiting.filter(|stay| stay.state == "syn_sent") {
+        let key = (stay.who.netns, stay.who.service);
+        destinations.entry(key).or_default().waiting.push(stay);
     }
     let mut found: Vec<_> = destinations
         .into_iter()
-        .map(|((_, service), ends)| (sum(&ends, Ends::failed), service, ends))
+        .map(|((_, service), to)| (to.failed(), service, to))
         .filter(|(failed, ..)| *failed >= thresholds.failed)
         .collect();
     found.sort_by_key(|(failed, service, _)| (std::cmp::Reverse(*failed), *service));
     Ok(found
         .into_iter()
-        .map(|(failed, service, ends)| finding(thresholds, failed, service, &ends))
+        .map(|(failed, service, to)| finding(thresholds, failed, service, &to))
         .collect())
 }
 
-fn sum(ends: &[&Ends], count: impl Fn(&Ends) -> u64) -> u64 {
-    ends.iter().map(|one| count(one)).sum()
+/// What was tried towards one destination.
+#[derive(Debug, Default)]
+struct To<'a> {
+    ends: Vec<&'a Ends>,
+    /// Nobody has answered these yet.
+    waiting: Vec<&'a Stay>,
+}
+
+impl To<'_> {
+    fn sum(&self, count: impl Fn(&Ends) -> u64) -> u64 {
+        self.ends.iter().map(|one| count(one)).sum()
+    }
+
+    fn waiting(&self) -> u64 {
+        self.waiting.iter().map(|stay| stay.sockets).sum()
+    }
+
+    fn failed(&self) -> u64 {
+        self.sum(Ends::failed) + self.waiting()
+    }
+
+    fn netns(&self) -> Option<u32> {
+        let ended = self.ends.first().map(|one| &one.who);
+        ended.or(self.waiting.first().map(|stay| &stay.who))?.netns
+    }
 }
 
 fn finding(
     thresholds: &Thresholds,
     failed: u64,
     service: Option<Endpoint>,
-    ends: &[&Ends],
+    made: &To<'_>,
 ) -> Finding {
-    let established = sum(ends, |one| one.established);
+    let established = made.sum(|one| one.established);
     let of_all = share(failed, failed + established);
     let kinds = [
-        ("refused", sum(ends, |one| one.refused)),
-        ("connect_timeout", sum(ends, |one| one.connect_timeout)),
-        ("unreachable", sum(ends, |one| one.unreachable)),
-        ("given_up", sum(ends, |one| one.given_up)),
+        ("refused", made.sum(|one| one.refused)),
+        ("connect_timeout", made.sum(|one| one.connect_timeout)),
+        ("unreachable", made.sum(|one| one.unreachable)),
+        ("given_up", made.sum(|one| one.given_up)),
+        ("waiting", made.waiting()),
     ];
     let most = kinds.iter().max_by_key(|(_, count)| *count);
     let most = most.map_or("refused", |(kind, _)| *kind);
@@ -79,18 +108,18 @@ fn finding(
     let to = service.map_or_else(|| "one destination".to_owned(), |to| Shown(to).to_string());
     let how = match most {
         "refused" => "are refused",
-        "connect_timeout" => "are not answered",
+        "connect_timeout" | "waiting" => "are not answered",
         "unreachable" => "do not reach it",
         _ => "are given up before it answers",
     };
     let mut finding = Finding::new(
         severity,
         format!(
-            "{failed} of {} connections to {to} fail: most {how}",
-            failed + established
+            "{failed} of {} to {to} fail: most {how}",
+            plural(failed + established, "connection", "connections")
         ),
     );
-    finding.netns = ends.first().and_then(|one| one.who.netns);
+    finding.netns = made.netns();
     finding.count(
         "failed",
         failed,
@@ -101,6 +130,10 @@ fn finding(
             "refused" => format!("{count} refused (ECONNREFUSED)"),
             "connect_timeout" => format!("{count} not answered (ETIMEDOUT)"),
             "unreachable" => format!("{count} unreachable (EHOSTUNREACH, ENETUNREACH)"),
+            "waiting" => format!(
+                "{count} not answered for {} s or more, and waiting still",
+                thresholds.stay
+            ),
             _ => format!("{count} given up by the application"),
         };
         let text = if count > 0 { text } else { String::new() };
@@ -111,11 +144,16 @@ fn finding(
         established,
         format!("{established} succeeded"),
     );
-    let causes = ends.iter().map(|one| Cause {
+    let ended = made.ends.iter().map(|one| Cause {
         who: one.who.clone(),
         count: one.failed(),
     });
-    finding.caused_by("failed connect()", causes.collect());
+    let waiting = made.waiting.iter().map(|stay| Cause {
+        who: stay.who.clone(),
+        count: stay.sockets,
+    });
+    let causes = ended.chain(waiting).collect();
+    finding.caused_by(["failed connect()", "failed connect()"], causes);
     advice(&mut finding, most, &to);
     finding.see = vec![service.map_or_else(
         || "tcpstate conns -w".to_owned(),
@@ -131,7 +169,7 @@ fn advice(finding: &mut Finding, most: &str, to: &str) {
             format!("Is the server at {to} running, and is that its port? If it is restarting, let clients wait longer from try to try."),
             "On the peer: somaxconn and the backlog of listen() if its queue overflows and tcp_abort_on_overflow is 1.",
         ),
-        "connect_timeout" => (
+        "connect_timeout" | "waiting" => (
             "No answer comes at all: the host is gone, a firewall drops SYNs, or a full listen queue does.",
             format!("Look at {to} itself; give connect() a timeout of its own, so that it fails while somebody waits."),
             "On the peer: its doctor's rule for full listen queues; here tcp_syn_retries only decides how long it takes to fail.",
@@ -160,7 +198,7 @@ mod tests {
     use super::check;
     use crate::{
         analysis::Opened,
-        doctor::{Ends, Severity, Snapshot, Thresholds},
+        doctor::{Ends, Severity, Snapshot, Stay, Thresholds},
     };
 
     #[test]
@@ -184,5 +222,27 @@ mod tests {
         assert_eq!(told(9, 0), None);
         assert_eq!(told(0, 1000), None);
         assert!(check(&Snapshot::default(), &Thresholds::default()).is_err());
+    }
+
+    #[test]
+    fn those_that_nobody_has_answered_yet_have_failed() {
+        let told = |state: &str, sockets| {
+            let snapshot = Snapshot {
+                errors: true,
+                stays: vec![Stay {
+                    who: Ends::of(Opened::Active).who,
+                    state: state.to_owned(),
+                    sockets,
+                    age: Some(20.0),
+                    at_least: false,
+                }],
+                ..Snapshot::default()
+            };
+            let found = check(&snapshot, &Thresholds::default()).unwrap_or_default();
+            found.first().map(|finding| finding.severity)
+        };
+        assert_eq!(told("syn_sent", 10), Some(Severity::High));
+        assert_eq!(told("syn_sent", 9), None);
+        assert_eq!(told("close_wait", 10), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Listeners that cannot keep up: full queues and SYN cookies, by the kernel's counters.
 
-use super::{Checked, Rule};
+use super::{Checked, NO_COUNTERS, Rule};
 use crate::doctor::{Finding, Namespace, Severity, Snapshot, Thresholds};
 
 pub const RULE: Rule = Rule {
@@ -54,7 +54,7 @@ const COUNTERS: [(&str, &str, &str); 5] = [
 
 fn check(snapshot: &Snapshot, _: &Thresholds) -> Checked {
     if !snapshot.live {
-        return Err("the kernel's counters are not in recordings");
+        return Err(NO_COUNTERS);
     }
     let known = |namespace: &&Namespace| namespace.counters.is_some();
     if !snapshot.namespaces.iter().any(|one| known(&one)) {

@@ -3,8 +3,13 @@
 mod bind;
 mod churn;
 mod close_wait;
+mod closing;
+mod cut_short;
 mod failed;
+mod first_close;
 mod listen;
+mod nat;
+mod orphans;
 mod overflow;
 mod pile_up;
 mod ports;
@@ -38,9 +43,14 @@ pub const RULES: &[&Rule] = &[
     &failed::RULE,
     &close_wait::RULE,
     &overflow::RULE,
+    &orphans::RULE,
     &reset::RULE,
     &churn::RULE,
     &pile_up::RULE,
+    &nat::RULE,
+    &cut_short::RULE,
+    &first_close::RULE,
+    &closing::RULE,
     &time_wait::RULE,
     &settings::RULE,
 ];
@@ -53,6 +63,9 @@ pub fn named(name: &str) -> Option<&'static Rule> {
 
 /// Why nothing is known of how connections failed.
 const NO_ERRORS: &str = "the classic tracepoint tells no errors";
+
+/// Why nothing is known of what only the kernel counts.
+const NO_COUNTERS: &str = "the kernel's counters are not in recordings";
 
 /// Why nothing is known of minisockets.
 const UNOBSERVED: &str = "the life of TIME_WAIT was not observed";

@@ -1,7 +1,7 @@
 //! TIME_WAITs that there is no room for: tcp_max_tw_buckets.
 
 use super::{Checked, Rule, UNOBSERVED};
-use crate::doctor::{Cause, Finding, Severity, Snapshot, Thresholds, Waits, share, whole};
+use crate::doctor::{Cause, Finding, Severity, Snapshot, Thresholds, Waits, plural, share, whole};
 
 pub const RULE: Rule = Rule {
     name: "overflow",
@@ -18,6 +18,9 @@ pub const RULE: Rule = Rule {
     check,
 };
 
+/// Connections that got none, in a network namespace.
+const COUNTER: &str = "TcpExt.TCPTimeWaitOverflow";
+
 /// Seconds, and half as much for peaks.
 const MINUTE_AND_PEAK: f64 = 90.0;
 
@@ -28,7 +31,9 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
     let mut found: Vec<_> = snapshot
         .waits_by_namespace()
         .filter_map(|(netns, waits)| {
-            let overflow = waits.iter().map(|one| one.overflow).sum::<u64>();
+            let seen = waits.iter().map(|one| one.overflow).sum::<u64>();
+            // Some observers only infer it; the kernel's counter is the witness.
+            let overflow = seen.min(snapshot.counted(netns, COUNTER).unwrap_or(u64::MAX));
             let now = waits.iter().map(|one| one.minisockets()).sum::<u64>();
             let limit = snapshot.number(netns, "tcp_max_tw_buckets");
             let near = limit.is_some_and(|limit| share(now, limit) >= thresholds.buckets_share);
@@ -60,7 +65,10 @@ fn finding(
     let (severity, sentence) = if overflow > 0 {
         (
             Severity::High,
-            format!("{overflow} connections got no TIME_WAIT: there was no room{of}"),
+            format!(
+                "{} no TIME_WAIT: there was no room{of}",
+                plural(overflow, "connection got", "connections got")
+            ),
         )
     } else {
         (
@@ -75,10 +83,7 @@ fn finding(
     if let Some(limit) = limit {
         finding.count("limit", limit, String::new());
     }
-    let counted = netns
-        .and_then(|netns| snapshot.namespace(netns))
-        .and_then(|namespace| namespace.counted("TcpExt.TCPTimeWaitOverflow"));
-    if let Some(counted) = counted {
+    if let Some(counted) = snapshot.counted(netns, COUNTER) {
         finding.count(
             "counter",
             counted,
@@ -94,7 +99,7 @@ fn finding(
         who: one.who.clone(),
         count: one.overflow + one.born,
     });
-    finding.caused_by("closes", causes.collect());
+    finding.caused_by(["close", "closes"], causes.collect());
     finding.matters = "Without TIME_WAIT a lost last ACK is answered with a RST, and a late segment may be taken for one of the \
         next connection between the same ports."
         .into();
@@ -113,7 +118,7 @@ fn finding(
 #[cfg(test)]
 mod tests {
     use super::check;
-    use crate::doctor::{Namespace, Severity, Snapshot, Thresholds, Waits};
+    use crate::doctor::{Namespace, NetCounters, Severity, Snapshot, Thresholds, Waits};
     use crate::settings::Settings;
 
     #[test]
@@ -123,14 +128,19 @@ mod tests {
             ..Settings::default()
         };
         settings.insert("ipv4/tcp_max_tw_buckets", "1000\n");
-        let told = |now, overflow| {
+        let told = |now, overflow, counted: Option<u64>| {
+            let counters = |count: u64| {
+                let mut counters = NetCounters::new(1);
+                counters.insert_table(&format!("TcpExt: TCPTimeWaitOverflow\nTcpExt: {count}\n"));
+                counters
+            };
             let snapshot = Snapshot {
                 timewait: true,
                 nanoseconds: 10_000_000_000,
                 namespaces: vec![Namespace {
                     netns: 1,
                     settings: Some(settings.clone()),
-                    counters: None,
+                    counters: counted.map(|counted| (counters(3), counters(3 + counted))),
                 }],
                 waits: vec![Waits {
                     now,
@@ -142,9 +152,11 @@ mod tests {
             let found = check(&snapshot, &Thresholds::default()).unwrap_or_default();
             found.first().map(|finding| finding.severity)
         };
-        assert_eq!(told(1000, 1), Some(Severity::High));
-        assert_eq!(told(900, 0), Some(Severity::Notice));
-        assert_eq!(told(700, 0), None);
+        assert_eq!(told(1000, 1, None), Some(Severity::High));
+        assert_eq!(told(900, 0, None), Some(Severity::Notice));
+        assert_eq!(told(700, 0, None), None);
+        assert_eq!(told(700, 5, Some(5)), Some(Severity::High));
+        assert_eq!(told(700, 2, Some(0)), None, "the kernel says otherwise");
         assert!(check(&Snapshot::default(), &Thresholds::default()).is_err());
     }
 }

@@ -1,19 +1,22 @@
-//! Sockets that stay in FIN_WAIT2 or LAST_ACK: the peer does not close, or the network does not answer.
+//! Sockets that stay in a state of the close: the peer does not close, or nobody acknowledges our FIN.
 
 use rustc_hash::FxHashMap;
 
 use super::{Checked, Rule};
-use crate::doctor::{Cause, Finding, Severity, Snapshot, Stay, Thresholds};
+use crate::doctor::{Cause, Finding, Severity, Snapshot, Stay, Thresholds, plural};
 
 pub const RULE: Rule = Rule {
     name: "pile-up",
-    summary: "FIN_WAIT2 or LAST_ACK that stay: the peer or the network",
-    explanation: "FIN_WAIT2: we have closed, the peer's kernel has acknowledged it, and its application has not closed. LAST_ACK: \
-        both have closed, and nobody acknowledges our FIN: the peer or the way to it is gone.
+    summary: "FIN_WAIT, CLOSING, LAST_ACK that stay: the peer or the network",
+    explanation: "FIN_WAIT2: we have closed, the peer's kernel has acknowledged it, and its application has not closed. \
+        FIN_WAIT1, CLOSING, LAST_ACK: nobody acknowledges our FIN, or the data before it: the peer or the way to it is gone, or it \
+        does not read. In CLOSING and LAST_ACK the peer has closed too.
 
         In FIN_WAIT2 a socket that the application has closed ends after tcp_fin_timeout (60 s), most of the time as a \
         minisocket; one of which only the sending side was shut down stays as long as the application lets it. These are counted \
-        here: full sockets. In LAST_ACK the kernel sends the FIN again, tcp_orphan_retries times (0 means 8): a minute or two.
+        here: full sockets. Without an \
+        acknowledgement the kernel sends again, tcp_orphan_retries times (0 means 8): a minute or two. What it sent again is counted \
+        (RetransSegs), but not how much of it was a FIN.
 
         notice: --staying or more of one process and service are in such a state for --stay seconds or more. It is never \
         high: the kernel ends them.
@@ -23,7 +26,7 @@ pub const RULE: Rule = Rule {
     check,
 };
 
-const STATES: [&str; 2] = ["fin_wait2", "last_ack"];
+const STATES: [&str; 4] = ["fin_wait1", "fin_wait2", "closing", "last_ack"];
 
 #[expect(
     clippy::unnecessary_wraps,
@@ -60,11 +63,14 @@ fn finding(
     stays: &[&Stay],
 ) -> Finding {
     let waits = state == "fin_wait2";
-    let sentence = if waits {
-        format!("{sockets} sockets stay in FIN_WAIT2: their peers do not close")
-    } else {
-        format!("{sockets} sockets stay in LAST_ACK: nobody acknowledges the end")
+    let name = state.to_ascii_uppercase();
+    let why = match state {
+        "fin_wait2" => "their peers do not close",
+        "fin_wait1" => "nobody acknowledges data or FIN",
+        _ => "nobody acknowledges the end",
     };
+    let stay = plural(sockets, "socket stays", "sockets stay");
+    let sentence = format!("{stay} in {name}: {why}");
     let mut finding = Finding::new(Severity::Notice, sentence);
     finding.netns = netns;
     finding.count(
@@ -88,11 +94,19 @@ fn finding(
     if let Some(value) = snapshot.setting(netns, retries) {
         finding.setting(retries, value, format!("{retries} is {value}"));
     }
+    let again = snapshot.counted(netns, "Tcp.RetransSegs");
+    if let Some(again) = again.filter(|again| !waits && *again > 0) {
+        finding.count(
+            "retransmitted",
+            again,
+            format!("{again} segments sent again in this namespace, data or FIN (RetransSegs)"),
+        );
+    }
     let causes = stays.iter().map(|stay| Cause {
         who: stay.who.clone(),
         count: stay.sockets,
     });
-    finding.caused_by("sockets", causes.collect());
+    finding.caused_by(["socket", "sockets"], causes.collect());
     if waits {
         finding.matters = "Our application still holds these sockets after shutdown(); no timer of the kernel ends them, the peer's \
             close does."
@@ -105,11 +119,12 @@ fn finding(
             "tcp_fin_timeout neither ends these nor shortens TIME_WAIT; it does for orphans."
                 .into();
     } else {
-        finding.matters = "The peer is gone, or the way to it: our FIN is sent again and again. The kernel gives up in a minute or two."
+        finding.matters = "The peer is gone, or the way to it, or it does not read: what we sent last is sent again and again. The kernel gives up in a minute or two."
             .into();
         finding.application = "Look at the peers and at the network; many peers at once are the network, one is itself.".into();
         finding.kernel =
-            "tcp_orphan_retries (0 means 8) decides how long; fewer free memory sooner.".into();
+            "tcp_orphan_retries (0 means 8) decides how long; a smaller one frees memory sooner."
+                .into();
         finding.avoid = "It has to do with neither TIME_WAIT nor tcp_fin_timeout.".into();
     }
     finding.see = vec![format!(
@@ -144,6 +159,8 @@ mod tests {
         };
         assert_eq!(found("fin_wait2", 10), 1);
         assert_eq!(found("last_ack", 10), 1);
+        assert_eq!(found("fin_wait1", 10), 1);
+        assert_eq!(found("closing", 10), 1);
         assert_eq!(found("fin_wait2", 9), 0);
         assert_eq!(found("close_wait", 50), 0);
     }

@@ -94,7 +94,7 @@ fn finding(snapshot: &Snapshot, ports: &Ports, severity: Severity) -> Finding {
     } else {
         "connect()"
     };
-    finding.caused_by(unit, causes(snapshot, ports));
+    finding.caused_by([unit; 2], causes(snapshot, ports));
     let waits = share(ports.minisockets, ports.used) >= 0.5;
     finding.matters = if ports.failed > 0 {
         "These connections were never made: the application saw an error at once, and the peer \

@@ -2,10 +2,10 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Checked, NO_ERRORS, Rule};
+use super::{Checked, NO_COUNTERS, NO_ERRORS, Rule};
 use crate::{
     analysis::Opened,
-    doctor::{Cause, Ends, Finding, Severity, Shown, Snapshot, Thresholds, share},
+    doctor::{Cause, Ends, Finding, Severity, Shown, Snapshot, Thresholds, plural, share},
     event::Endpoint,
 };
 
@@ -124,8 +124,9 @@ fn finding(
     let mut finding = Finding::new(
         severity,
         format!(
-            "{} connections with {with} end without a proper close: most {how}",
-            counts.all()
+            "{} with {with} {} without a proper close: most {how}",
+            plural(counts.all(), "connection", "connections"),
+            if counts.all() == 1 { "ends" } else { "end" },
         ),
     );
     finding.netns = first.and_then(|who| who.netns);
@@ -168,10 +169,24 @@ fn finding(
         who: one.who.clone(),
         count: one.rst_sent + one.rst_received + one.timeout,
     });
-    finding.caused_by("connections", causes.collect());
+    finding.caused_by(["connection", "connections"], causes.collect());
+    advice(snapshot, (ours, theirs), &mut finding);
+    finding.see = vec!["tcpstate conns -j | jq 'select(.how | startswith(\"rst\"))'".to_owned()];
+    finding
+}
+
+fn advice(snapshot: &Snapshot, (ours, theirs): (u64, u64), finding: &mut Finding) {
     if ours >= theirs {
-        finding.matters = "What the peer had not read yet may be lost to it: a RST overtakes data. Its application sees ECONNRESET."
-            .into();
+        let unknown = if snapshot.live {
+            String::new()
+        } else {
+            // It would be high if as many were closed with data unread.
+            format!(" How many left data unread is not known: {NO_COUNTERS}.")
+        };
+        finding.matters = format!(
+            "What the peer had not read yet may be lost to it: a RST overtakes data. Its application sees ECONNRESET.{unknown}"
+        )
+        .into();
         finding.application = "Read until the end before close(), or shutdown() and wait for the peer's end; take SO_LINGER 0 out if \
             it was put in against TIME_WAIT."
             .into();
@@ -189,8 +204,6 @@ fn finding(
     finding.avoid = "SO_LINGER 0 against TIME_WAIT: TIME_WAIT costs 256 bytes, a RST costs data. tcp_rfc1337 is about RSTs in \
         TIME_WAIT only."
         .into();
-    finding.see = vec!["tcpstate conns -j | jq 'select(.how | startswith(\"rst\"))'".to_owned()];
-    finding
 }
 
 #[cfg(test)]

@@ -120,24 +120,65 @@ fn finding(snapshot: &Snapshot, now: u64, netns: Option<u32>, waits: &[&Waits]) 
     if let Some(ports) = fullest {
         ports_evidence(ports, &mut finding);
     }
-    let expired = waits.iter().map(|one| one.expired).sum::<u64>();
-    let by_connect = waits.iter().map(|one| one.reused_connect).sum::<u64>();
-    let by_syn = waits.iter().map(|one| one.reused_syn).sum::<u64>();
-    if expired + by_connect + by_syn > 0 {
-        finding.count(
-            "expired",
-            expired,
-            format!(
-                "ended: {expired} after their time; taken over by connect() {by_connect}, by a new SYN \
-                 {by_syn}"
-            ),
-        );
-        finding.count("reused_connect", by_connect, String::new());
-        finding.count("reused_syn", by_syn, String::new());
-    }
-    finding.caused_by("TIME_WAITs", causes(snapshot, netns, waits));
+    ended_evidence(waits, &mut finding);
+    finding.caused_by(["TIME_WAIT", "TIME_WAITs"], causes(snapshot, netns, waits));
     advice(snapshot, netns, waits, &mut finding, matters);
     finding
+}
+
+/// Why they ended, each way that occurred.
+fn ended_evidence(waits: &[&Waits], finding: &mut Finding) {
+    type Count = fn(&Waits) -> u64;
+    let ways: [(&str, Count, &str); 7] = [
+        ("expired", |one| one.expired, "after their time"),
+        (
+            "reused_connect",
+            |one| one.reused_connect,
+            "taken over by connect()",
+        ),
+        ("reused_syn", |one| one.reused_syn, "by a new SYN"),
+        ("rst", |one| one.rst, "by a RST"),
+        ("destroyed", |one| one.destroyed, "by an administrator"),
+        (
+            "namespace_gone",
+            |one| one.namespace_gone,
+            "with their network namespace",
+        ),
+        (
+            "unknown",
+            |one| one.unknown,
+            "before their time, unseen why",
+        ),
+    ];
+    let counts: Vec<_> = ways
+        .iter()
+        .map(|(name, count, text)| {
+            let count: u64 = waits.iter().map(|one| count(one)).sum();
+            (*name, count, *text)
+        })
+        .filter(|(_, count, _)| *count > 0)
+        .collect();
+    let texts: Vec<_> = counts
+        .iter()
+        .map(|(_, count, text)| format!("{count} {text}"))
+        .collect();
+    for (at, (name, count, _)) in counts.iter().enumerate() {
+        // One line tells all of them.
+        let text = if at == 0 {
+            format!("ended: {}", texts.join(", "))
+        } else {
+            String::new()
+        };
+        finding.count(name, *count, text);
+    }
+    let restarted: u64 = waits.iter().map(|one| one.restarted).sum();
+    if restarted > 0 {
+        finding.count(
+            "restarted",
+            restarted,
+            format!("begun anew, since an old segment came: {restarted}"),
+        );
+    }
 }
 
 /// The share of the ports that TIME_WAITs hold.
@@ -256,13 +297,8 @@ mod tests {
             waits: vec![Waits {
                 who,
                 now,
-                fin_wait2: 0,
                 born: now,
-                rst: 0,
-                overflow: 0,
-                expired: 0,
-                reused_connect: 0,
-                reused_syn: 0,
+                ..Waits::of(1)
             }],
             ports: vec![Ports {
                 netns: Some(1),
@@ -296,5 +332,29 @@ mod tests {
         );
         assert_eq!(told(&snapshot(Opened::Active, 100, 120)), None);
         assert!(check(&Snapshot::default(), &Thresholds::default()).is_err());
+    }
+
+    #[test]
+    fn every_way_that_they_ended_is_told() {
+        let mut snapshot = snapshot(Opened::Passive, 2000, 28_232);
+        snapshot.waits[0] = Waits {
+            expired: 1,
+            rst: 2,
+            destroyed: 3,
+            namespace_gone: 4,
+            unknown: 5,
+            restarted: 6,
+            ..snapshot.waits[0].clone()
+        };
+        let found = check(&snapshot, &Thresholds::default()).unwrap_or_default();
+        let texts: Vec<_> = found[0]
+            .evidence
+            .iter()
+            .map(|evidence| evidence.text.as_str())
+            .collect();
+        let ended = "ended: 1 after their time, 2 by a RST, 3 by an administrator, 4 with their network namespace, \
+            5 before their time, unseen why";
+        assert!(texts.contains(&ended), "{texts:?}");
+        assert!(texts.contains(&"begun anew, since an old segment came: 6"));
     }
 }
