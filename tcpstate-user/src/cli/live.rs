@@ -38,6 +38,8 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const TURN: Duration = Duration::from_millis(100);
 /// How long what is left in the ring buffer is still shown when the run has ended.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How long the run may go on after its end, in nanoseconds, for what is being written then.
+const AFTERWARDS: u64 = 100_000_000;
 /// How long to look for network namespaces.
 const SEARCH: Duration = Duration::from_secs(2);
 /// After which time we say what we are waiting for.
@@ -268,9 +270,12 @@ fn finish(
     losses: &mut Losses,
     args: &OutputArgs,
 ) -> Result<()> {
-    let end = clock::monotonic_now();
+    let mut end = clock::monotonic_now();
+    let last = end.saturating_add(AFTERWARDS);
     let deadline = Instant::now() + FAREWELL;
     while !view.is_done() && turn(tracer, view, losses, end, deadline)? {
+        // What is there may have to wait for something younger.
+        end = clock::monotonic_now().min(last);
         if Instant::now() >= deadline {
             tracer.read(end, |_| {
                 view.unread += 1;

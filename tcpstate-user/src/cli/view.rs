@@ -46,6 +46,8 @@ pub struct View {
     passed: u64,
     tape: Option<Tape>,
     window: Window,
+    /// What minisockets do is seen: else nothing that is found of one could be followed.
+    minisockets: bool,
     /// What is found now is for others.
     skip_found: bool,
     /// A report had something to say.
@@ -128,6 +130,7 @@ impl View {
             passed: 0,
             tape: None,
             window: Window::default(),
+            minisockets: header.timewait.is_some(),
             skip_found: false,
             counted: false,
             leapt: false,

@@ -154,7 +154,7 @@ impl Rings {
     }
 
     /// Reads the records that were made until `now` in their order, until there are no more or `take` answers `false`. Says
-    /// whether one is being written, which the rest has to wait for.
+    /// whether the rest has to wait for one that is being written, or is younger.
     ///
     /// # Errors
     /// Those of `take`.
@@ -202,6 +202,10 @@ impl Rings {
             };
             let ring = &mut self.rings[index];
             loop {
+                if ring.time(ring.at) > now {
+                    // What interrupted it is not younger, and may not come first.
+                    return Ok(true);
+                }
                 let more = take(ring.record());
                 ring.advance();
                 if !more? {
@@ -462,7 +466,8 @@ mod tests {
             Kernel::new().write(b'c', 3, 0).write(b'a', 1, 0),
             Kernel::new().write(b'B', 2, 0),
         ]);
-        assert_eq!(read(&mut rings, 10).0, "caB");
+        assert_eq!(read(&mut rings, 2), (String::new(), true));
+        assert_eq!(read(&mut rings, 3), ("caB".to_owned(), false));
     }
 
     #[test]

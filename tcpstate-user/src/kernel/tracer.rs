@@ -130,7 +130,7 @@ impl Tracer {
     }
 
     /// Reads the records that were made until `now` (nanoseconds of `CLOCK_MONOTONIC`), in their order, until there are no more
-    /// or `take` answers `false`. Says whether one is being written, which the rest has to wait for.
+    /// or `take` answers `false`. Says whether the rest has to wait for one that is being written, or is younger.
     ///
     /// # Errors
     /// Those of `take`.

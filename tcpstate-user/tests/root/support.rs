@@ -266,7 +266,11 @@ impl Tool {
     /// Ends it as Ctrl-C does.
     pub fn stop(self) -> Printed {
         self.signal(Signal::SIGINT);
-        self.wait()
+        let printed = self.wait();
+        let code = printed.status.code();
+        let well = matches!(code, Some(0 | 1));
+        assert!(well, "{}: {}", printed.status, printed.err);
+        printed
     }
 
     /// Waits until it ends by itself.

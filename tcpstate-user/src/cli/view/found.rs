@@ -68,7 +68,7 @@ impl View {
     }
 
     pub(super) fn found_minisocket(&mut self, event: &TimeWaitEvent) -> io::Result<()> {
-        if self.skip_found || !self.filter.wants_minisocket(event) {
+        if !self.minisockets || self.skip_found || !self.filter.wants_minisocket(event) {
             return Ok(());
         }
         let mut found = None;
