@@ -296,68 +296,36 @@ impl<W: Write> Sink for Json<W> {
 /// If it cannot be told in JSON.
 pub fn json_line(object: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    // Names of settings are keys, and come from a file.
-    write_harmless(&mut line, object, Harmless::default())?;
+    write_line(&mut line, object)?;
     Ok(line)
 }
 
 fn write_line(line: &mut Vec<u8>, object: &impl Serialize) -> io::Result<()> {
-    let harmless = Harmless {
-        keys_are_ours: true,
-        ..Harmless::default()
-    };
-    write_harmless(line, object, harmless)
-}
-
-fn write_harmless(
-    line: &mut Vec<u8>,
-    object: &impl Serialize,
-    harmless: Harmless,
-) -> io::Result<()> {
-    let mut serializer = serde_json::Serializer::with_formatter(&mut *line, harmless);
-    object.serialize(&mut serializer)?;
+    const DELETE: u8 = 0x7f;
+    let start = line.len();
+    serde_json::to_writer(&mut *line, object)?;
+    // Nearly no line has anything but printable ASCII: to look at the whole is faster than to look at each of its strings.
+    let written = &line[start..];
+    if !written.is_ascii() || written.contains(&DELETE) {
+        line.truncate(start);
+        object.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut *line, Harmless,
+        ))?;
+    }
     line.push(b'\n');
     Ok(())
 }
 
 /// Compact JSON in which no character is left that a terminal would act upon: serde escapes ASCII control characters,
 /// this the others.
-#[derive(Default)]
-struct Harmless {
-    /// No key has to be looked at.
-    keys_are_ours: bool,
-    /// What is written is such a key.
-    key: bool,
-}
+struct Harmless;
 
 impl Formatter for Harmless {
-    fn begin_object_key<W: ?Sized + Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        self.key = self.keys_are_ours;
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b",")
-        }
-    }
-
-    fn end_object_key<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
-        self.key = false;
-        Ok(())
-    }
-
     fn write_string_fragment<W: ?Sized + Write>(
         &mut self,
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
-        // Nearly all: nothing is hostile among the printable characters of ASCII.
-        if self.key || fragment.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            return writer.write_all(fragment.as_bytes());
-        }
         let mut rest = fragment;
         while let Some((index, character)) = rest
             .char_indices()
