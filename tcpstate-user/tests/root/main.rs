@@ -20,6 +20,7 @@ mod overflow;
 mod peer;
 mod poll;
 mod probe;
+mod python;
 mod recording;
 mod recordings;
 mod segments;

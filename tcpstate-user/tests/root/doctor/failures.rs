@@ -1,7 +1,7 @@
 //! Connections that fail, are not closed, are reset, or are not accepted.
 
 use std::{
-    io::{ErrorKind, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{Shutdown, TcpStream},
     os::fd::AsRawFd as _,
     thread::sleep,
@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::{connect, counter, doctor, findings, listener, seen, serve};
 use crate::{
     peer::{self, Peer, close, connecting},
+    python::{Python, lacks_python},
     support::{Tool, nobody_starts, own_netns, skipped, text},
     views::{counted, wait_until},
     wire::{SYN, Segment, Wire},
@@ -58,6 +59,41 @@ fn a_leak_is_told_from_an_application_that_closes() {
     let printed = tool.stop();
     let (found, code) = findings(&printed, "close-wait");
     assert_eq!((found, code), (Vec::new(), Some(0)));
+}
+
+/// It answers, and forgets its connections.
+const LEAKS: &str = "
+import socket
+server = socket.create_server(('127.0.0.1', 7970))
+print('up', flush=True)
+kept = []
+while True:
+    connection, _ = server.accept()
+    connection.sendall(b'x')
+    kept.append(connection)
+";
+
+#[test]
+fn a_leaking_python_server_is_told() {
+    const TEST: &str = "a_leaking_python_server_is_told";
+    if skipped(TEST) || lacks_python(TEST) {
+        return;
+    }
+    own_netns();
+    let server = Python::start(LEAKS);
+    let tool = doctor(&["--stay", "0.5"]);
+    for _ in 0..12 {
+        let mut client = TcpStream::connect("127.0.0.1:7970").expect("a connection");
+        client.read_exact(&mut [0]).expect("an answer");
+    }
+    sleep(Duration::from_secs(1));
+    let printed = tool.stop();
+    let (found, code) = findings(&printed, "close-wait");
+    assert_eq!((found.len(), code), (1, Some(1)), "{}", printed.out);
+    assert_eq!(seen(&found[0], "sockets"), 12);
+    let cause = &found[0]["causes"][0];
+    assert_eq!(cause["pid"], server.pid());
+    assert_eq!(cause["service"], "127.0.0.1:7970");
 }
 
 #[test]
