@@ -265,6 +265,8 @@ impl Tool {
 
     /// Ends it as Ctrl-C does.
     pub fn stop(self) -> Printed {
+        // The last segments may come in a while after close() (ksoftirqd).
+        std::thread::sleep(std::time::Duration::from_millis(50));
         self.signal(Signal::SIGINT);
         let printed = self.wait();
         let code = printed.status.code();
