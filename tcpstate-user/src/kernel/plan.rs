@@ -269,29 +269,30 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
         cookie_helper: true,
         task_helper: true,
     };
-    // Only loading tells whether the cookie helper and the task helper may be called: the best first.
+    (plan.cookie_helper, plan.task_helper) = helpers(&plan, request, &kernel_types)?;
+    plan.missing.extend(missing_cookies(plan.cookie_helper));
+    watch(plan, request, &kernel_types)
+}
+
+/// Whether the cookie helper and the task helper may be called: only loading tells; the best first.
+fn helpers(plan: &Plan, request: &Request, kernel_types: &Btf) -> Result<(bool, bool), String> {
+    /// The kernel says the same every time.
+    static KNOWN: OnceLock<(bool, bool)> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
+    let mut plan = plan.clone();
     let mut refusal = String::new();
     for helpers in [(true, true), (false, true), (false, false)] {
-        if HELPERS.get().is_some_and(|known| *known != helpers) {
-            continue;
-        }
         (plan.cookie_helper, plan.task_helper) = helpers;
-        let mut plan = plan.clone();
-        plan.missing.extend(missing_cookies(plan.cookie_helper));
-        match watch(plan, request, &kernel_types) {
-            Ok(attached) => {
-                // It is known already, or is now.
-                let _ = HELPERS.set(helpers);
-                return Ok(attached);
-            }
-            Err(why) => refusal = why,
+        let mut ebpf = load_maps(&plan, request, size_of_each(request)?, Some(kernel_types))?;
+        match load_btf(&mut ebpf, kernel_types) {
+            Ok(()) => return Ok(*KNOWN.get_or_init(|| helpers)),
+            Err(error) => refusal = reason(&error),
         }
     }
     Err(refusal)
 }
-
-/// Whether the cookie helper and the task helper may be called: the kernel says the same every time.
-static HELPERS: OnceLock<(bool, bool)> = OnceLock::new();
 
 /// The hooks are in place; adds what does not depend on the observer: system calls if they are wanted, and the iterators over
 /// sockets, or says in the plan why not.
