@@ -19,7 +19,9 @@ mod variant;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
@@ -28,9 +30,9 @@ use self::image::Programs;
 use self::kernel::{KERNELS, Kernel};
 use self::lock::Lock;
 use self::orders::Orders;
-use self::outcome::{Outcome, Took, seconds};
+use self::outcome::{Outcome, seconds};
 use self::protocol::Verdict;
-use self::qemu::Guest;
+use self::qemu::{Guest, Took};
 use self::results::Results;
 use self::variant::{STANDARD, VARIANTS, Variant};
 use crate::checkout::Checkout;
@@ -68,6 +70,9 @@ pub struct Args {
     /// Seconds that one test may take
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     test_limit: u64,
+    /// How many guests run at a time
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+    guests: u8,
     /// How many tests of a guest run at a time
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
     lanes: u8,
@@ -115,34 +120,14 @@ pub fn perform(args: &Args, checkout: &Checkout) -> Result<ExitCode> {
     let runs = checkout.target.join("vm/run");
     let _lock = Lock::take(&runs)?;
     let programs = Programs::build(checkout)?;
-    let mut outcomes = Vec::new();
-    for (kernel, variant) in args.wanted() {
-        let title = variant.title(kernel.name);
-        let mut results = Results::default();
-        let mut took = Took::default();
-        let mut run = Run {
-            title: &title,
-            args,
-            programs: &programs,
-            folder: &runs,
-            results: &mut results,
-            took: &mut took,
-        };
-        let ran = run.go(kernel, variant);
-        let outcome = Outcome {
-            kernel,
-            variant,
-            plans: variant.plans(),
-            results,
-            whole: ran.is_ok(),
-            took,
-        };
-        outcome.print_details();
-        if let Err(error) = ran {
-            eprintln!("xtask: {title}: {error:#}");
-        }
-        outcomes.push(outcome);
-    }
+    let host = Host {
+        args,
+        programs: &programs,
+        folder: &runs,
+        threads: qemu::threads_are_safe(),
+        packing: Mutex::new(()),
+    };
+    let outcomes = host.run_all(&args.wanted());
     for outcome in &outcomes {
         outcome.print_rows();
     }
@@ -232,23 +217,75 @@ pub fn install_target() -> Result<()> {
     command::run(&mut rustup, "see its message above; it needs the network")
 }
 
-/// One guest, and where it leaves what it has found out: that is of use even if it does not come to its end.
-struct Run<'a> {
-    title: &'a str,
+/// What all guests have in common.
+struct Host<'a> {
     args: &'a Args,
     programs: &'a Programs,
     folder: &'a Path,
-    results: &'a mut Results,
-    took: &'a mut Took,
+    threads: bool,
+    /// Kernels are fetched, and guests put together, one after the other.
+    packing: Mutex<()>,
 }
 
-impl Run<'_> {
-    fn go(&mut self, kernel: &Kernel, variant: &Variant) -> Result<()> {
-        let folder = self.folder.join(self.title.replace(' ', "-"));
+impl Host<'_> {
+    /// Runs them, some at a time, and says what each of them has found out; in the order they were asked for.
+    fn run_all(&self, wanted: &[(&'static Kernel, &'static Variant)]) -> Vec<Outcome> {
+        let waiting = Mutex::new(wanted.iter().enumerate());
+        let outcomes = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for _ in 0..self.args.guests {
+                scope.spawn(|| {
+                    // A statement of its own, so that the others do not wait for the guest.
+                    let next = || lock(&waiting).next();
+                    while let Some((place, (kernel, variant))) = next() {
+                        let outcome = self.run(kernel, variant);
+                        let mut outcomes = lock(&outcomes);
+                        outcome.print_details();
+                        outcomes.push((place, outcome));
+                    }
+                });
+            }
+        });
+        let mut outcomes = outcomes
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        outcomes.sort_by_key(|(place, _)| *place);
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    fn run(&self, kernel: &'static Kernel, variant: &'static Variant) -> Outcome {
+        let title = variant.title(kernel.name);
+        // What a guest has found out is of use even if it does not come to its end.
+        let mut results = Results::default();
+        let mut took = Took::default();
+        let ran = self.start(kernel, variant, &title, &mut results, &mut took);
+        if let Err(error) = &ran {
+            eprintln!("xtask: {title}: {error:#}");
+        }
+        Outcome {
+            kernel,
+            variant,
+            plans: variant.plans(),
+            results,
+            whole: ran.is_ok(),
+            took,
+        }
+    }
+
+    fn start(
+        &self,
+        kernel: &Kernel,
+        variant: &Variant,
+        title: &str,
+        results: &mut Results,
+        took: &mut Took,
+    ) -> Result<()> {
+        let folder = self.folder.join(title.replace(' ', "-"));
         fs::create_dir_all(&folder)
             .with_context(|| format!("{} cannot be made", folder.display()))?;
         let (image, initramfs) = (folder.join("vmlinuz"), folder.join("initramfs"));
         {
+            let _others_wait = lock(&self.packing);
             let files = kernel.files(self.args.refresh)?;
             let packed = image::pack(self.programs, &files.modules, &self.orders(variant))?;
             write(&initramfs, &packed)?;
@@ -263,22 +300,16 @@ impl Run<'_> {
             console: folder.join("console.log"),
             report: folder.join("report.log"),
             limit: Duration::from_secs(self.args.limit),
+            threads: self.threads,
         };
         eprintln!(
-            "xtask: {}: starting; console: {}",
-            self.title,
+            "xtask: {title}: starting; console: {}",
             guest.console.display()
         );
-        let (began, used) = (Instant::now(), qemu::processor_time());
-        let ended = guest.run(self.results, |line, results| {
-            follow(self.title, line, results);
-        });
-        *self.took = Took {
-            time: began.elapsed(),
-            processor: qemu::processor_time().saturating_sub(used),
-        };
-        ended?;
-        if self.results.announced() == 0 {
+        guest.run(results, took, |line, results| {
+            follow(title, line, results);
+        })?;
+        if results.announced() == 0 {
             bail!(
                 "no test was run (does a test match the filter? see {})",
                 guest.report.display()
@@ -300,6 +331,11 @@ impl Run<'_> {
             plans: variant.plans(),
         }
     }
+}
+
+/// A thread that panics leaves nothing half done under these locks.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Says which test has ended.

@@ -7,7 +7,7 @@ use super::golden::{self, Comparison};
 use super::kernel::Kernel;
 use super::orders::Plan;
 use super::protocol::Verdict;
-use super::qemu::shown;
+use super::qemu::{Took, shown};
 use super::readme::{Row, Support};
 use super::results::{Results, Tests};
 use super::variant::Variant;
@@ -21,14 +21,6 @@ pub struct Outcome {
     /// It did all it was asked to.
     pub whole: bool,
     pub took: Took,
-}
-
-/// How long a guest took.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Took {
-    pub time: Duration,
-    /// Of this machine's processors.
-    pub processor: Duration,
 }
 
 impl Outcome {

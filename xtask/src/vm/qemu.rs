@@ -32,6 +32,17 @@ pub struct Guest<'a> {
     pub report: PathBuf,
     /// How long it may take.
     pub limit: Duration,
+    /// See [`threads_are_safe`].
+    pub threads: bool,
+}
+
+/// How long a guest took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Took {
+    pub time: Duration,
+    /// Of this machine's processors: a guest that is slow because others keep the machine busy is told from one that has much
+    /// to do.
+    pub processor: Duration,
 }
 
 /// qemu; killed if we leave early.
@@ -52,6 +63,7 @@ impl Guest<'_> {
     pub fn run(
         &self,
         results: &mut Results,
+        took: &mut Took,
         mut heard: impl FnMut(&str, &mut Results),
     ) -> Result<()> {
         for path in [&self.console, &self.report] {
@@ -66,6 +78,10 @@ impl Guest<'_> {
         let mut report = Follower::open(&self.report)?;
         let ended = loop {
             // Asked before the last reading, so that nothing is left unread.
+            *took = Took {
+                time: began.elapsed(),
+                processor: processor_time(running.0.id()).unwrap_or(took.processor),
+            };
             let ended = running.0.try_wait().context("qemu cannot be watched")?;
             for line in report.lines()? {
                 heard(&line, results);
@@ -138,9 +154,14 @@ impl Guest<'_> {
         } else {
             Command::new(PROGRAM)
         };
+        let accelerator = if self.threads {
+            "tcg,thread=multi"
+        } else {
+            "tcg,thread=single"
+        };
         // The plainest processor: what newer ones have (five levels of page tables, mitigations) makes emulation half as fast.
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-accel", "tcg,thread=multi", "-cpu", "qemu64", "-m", "1024"])
+            .args(["-accel", accelerator, "-cpu", "qemu64", "-m", "1024"])
             .args(["-smp", &self.processors.to_string()])
             // A panic restarts, and a restart ends qemu.
             .args(["-no-reboot", "-append"])
@@ -159,18 +180,34 @@ impl Guest<'_> {
     }
 }
 
-/// Processor time of all children of ours that have ended: a guest that is slow because others keep the machine busy is told
-/// from one that has much to do.
-pub fn processor_time() -> Duration {
-    // SAFETY: `rusage` is plain data, for which zeros are valid.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the structure lives through the call.
-    unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
-    let time = |time: libc::timeval| {
-        Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or_default())
-            + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or_default())
-    };
-    time(usage.ru_utime) + time(usage.ru_stime)
+/// Processor time that this process has used; `None` if there is none (any more).
+fn processor_time(pid: u32) -> Option<Duration> {
+    let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything; `utime` and `stime` are the 12th and 13th number behind it (proc_pid_stat(5)).
+    let (_, numbers) = line.rsplit_once(')')?;
+    let mut numbers = numbers.split_whitespace().skip(11);
+    let mut ticks = || numbers.next()?.parse::<u64>().ok();
+    let ticks = ticks()? + ticks()?;
+    // SAFETY: no memory is handed over.
+    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok()?;
+    Some(Duration::from_millis(ticks * 1000 / per_second.max(1)))
+}
+
+/// Whether this qemu emulates each processor in a thread of its own without running code that has just been changed by another
+/// one ("accel/tcg: Always lock pages before translation", qemu 8.1). Earlier ones seldom let a guest panic with `int3`, or spin for
+/// ever, when a kernel patches itself: which it does for every hook that is attached.
+pub fn threads_are_safe() -> bool {
+    let mut qemu = Command::new(PROGRAM);
+    let version = command::output(qemu.arg("--version"), "is qemu whole?");
+    version.is_ok_and(|text| version_of(&text) >= Some((8, 1)))
+}
+
+/// `QEMU emulator version 7.2.22 (Debian ...)`
+fn version_of(text: &str) -> Option<(u32, u32)> {
+    let (_, version) = text.split_once("version ")?;
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next()?.parse().ok();
+    Some((number()?, number()?))
 }
 
 /// A line for a terminal: what a guest prints must not control it.
@@ -227,6 +264,14 @@ mod tests {
     #[test]
     fn what_a_guest_prints_does_not_control_the_terminal() {
         assert_eq!(shown("a\u{1b}[2J\tb\r\n"), "a\u{fffd}[2J b");
+    }
+
+    #[test]
+    fn the_version_is_read() {
+        let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright";
+        assert_eq!(version_of(debian), Some((7, 2)));
+        assert_eq!(version_of("QEMU emulator version 10.0.2"), Some((10, 0)));
+        assert_eq!(version_of("QEMU emulator"), None);
     }
 
     #[test]
