@@ -325,7 +325,8 @@ pub fn share(part: u64, whole: u64) -> f64 {
 
 #[cfg(test)]
 impl Who {
-    fn nobody(opened: Opened) -> Self {
+    /// No process, in one namespace, to make others of.
+    pub(super) fn nobody(opened: Opened) -> Self {
         Self {
             process: Process::default(),
             container: None,

@@ -120,11 +120,7 @@ mod tests {
                     pid: Some(pid),
                     comm: None,
                 },
-                container: None,
-                netns: Some(1),
-                opened: Opened::Passive,
-                service: None,
-                peer: None,
+                ..Who::nobody(Opened::Passive)
             },
             state: state.to_owned(),
             sockets,

@@ -82,10 +82,10 @@ fn finding((both, all): (u64, u64), netns: Option<u32>, closes: &[&Closes]) -> F
 
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use super::RULE;
     use crate::{
         analysis::Opened,
-        doctor::{Closes, Severity, Snapshot, Thresholds},
+        doctor::{Closes, Severity, Snapshot},
     };
 
     #[test]
@@ -99,8 +99,7 @@ mod tests {
                 }],
                 ..Snapshot::default()
             };
-            let found = check(&snapshot, &Thresholds::default()).unwrap_or_default();
-            found.first().map(|finding| finding.severity)
+            RULE.severity(&snapshot)
         };
         assert_eq!(told(5, 100), Some(Severity::Fine));
         assert_eq!(told(4, 100), None);

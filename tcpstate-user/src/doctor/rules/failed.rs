@@ -195,10 +195,10 @@ fn advice(finding: &mut Finding, most: &str, to: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use super::{RULE, check};
     use crate::{
         analysis::Opened,
-        doctor::{Ends, Severity, Snapshot, Stay, Thresholds},
+        doctor::{Ends, Severity, Snapshot, Stay, Thresholds, Who},
     };
 
     #[test]
@@ -214,8 +214,7 @@ mod tests {
                 ends: vec![ends],
                 ..Snapshot::default()
             };
-            let found = check(&snapshot, &Thresholds::default()).unwrap_or_default();
-            found.first().map(|finding| finding.severity)
+            RULE.severity(&snapshot)
         };
         assert_eq!(told(10, 0), Some(Severity::High));
         assert_eq!(told(10, 1000), Some(Severity::Notice));
@@ -230,7 +229,7 @@ mod tests {
             let snapshot = Snapshot {
                 errors: true,
                 stays: vec![Stay {
-                    who: Ends::of(Opened::Active).who,
+                    who: Who::nobody(Opened::Active),
                     state: state.to_owned(),
                     sockets,
                     age: Some(20.0),
@@ -238,8 +237,7 @@ mod tests {
                 }],
                 ..Snapshot::default()
             };
-            let found = check(&snapshot, &Thresholds::default()).unwrap_or_default();
-            found.first().map(|finding| finding.severity)
+            RULE.severity(&snapshot)
         };
         assert_eq!(told("syn_sent", 10), Some(Severity::High));
         assert_eq!(told("syn_sent", 9), None);

@@ -35,6 +35,15 @@ pub struct Rule {
     pub check: fn(&Snapshot, &Thresholds) -> Checked,
 }
 
+#[cfg(test)]
+impl Rule {
+    /// How bad the first of what it finds is.
+    fn severity(&self, snapshot: &Snapshot) -> Option<super::Severity> {
+        let found = (self.check)(snapshot, &Thresholds::default()).unwrap_or_default();
+        found.first().map(|finding| finding.severity)
+    }
+}
+
 /// In the order in which equally bad findings are shown: what makes connections fail comes first.
 pub const RULES: &[&Rule] = &[
     &ports::RULE,

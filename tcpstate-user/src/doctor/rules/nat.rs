@@ -293,7 +293,7 @@ fn advice(snapshot: &Snapshot, netns: Option<u32>, bad: bool, finding: &mut Find
 
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use super::{RULE, check};
     use crate::{
         analysis::Opened,
         doctor::{Ends, Namespace, NetCounters, Severity, Snapshot, Thresholds},
@@ -320,31 +320,29 @@ mod tests {
         }
     }
 
-    fn told(snapshot: &Snapshot) -> Option<Severity> {
-        let found = check(snapshot, &Thresholds::default()).unwrap_or_default();
-        found.first().map(|finding| finding.severity)
-    }
-
     #[test]
     fn syns_that_were_accepted_are_fine_and_refused_ones_are_not() {
         let none = || Ends::of(Opened::Passive);
-        assert_eq!(told(&snapshot("PAWSTimewait", 0, none())), None);
-        assert_eq!(told(&snapshot("PAWSTimewait", 2, none())), None);
+        assert_eq!(RULE.severity(&snapshot("PAWSTimewait", 0, none())), None);
+        assert_eq!(RULE.severity(&snapshot("PAWSTimewait", 2, none())), None);
         let notice = Some(Severity::Notice);
-        assert_eq!(told(&snapshot("PAWSTimewait", 3, none())), notice);
+        assert_eq!(RULE.severity(&snapshot("PAWSTimewait", 3, none())), notice);
         // Older kernels count open connections with them: only what began TIME_WAIT anew is sure.
-        assert_eq!(told(&snapshot("PAWSEstab", 1000, none())), None);
+        assert_eq!(RULE.severity(&snapshot("PAWSEstab", 1000, none())), None);
         let restarted = Ends {
             wait_restarted: 3,
             ..none()
         };
-        assert_eq!(told(&snapshot("PAWSEstab", 1000, restarted)), notice);
+        assert_eq!(
+            RULE.severity(&snapshot("PAWSEstab", 1000, restarted)),
+            notice
+        );
         let taken = Ends {
             wait_syn: 100,
             ..none()
         };
         let fine = Some(Severity::Fine);
-        assert_eq!(told(&snapshot("PAWSTimewait", 0, taken)), fine);
+        assert_eq!(RULE.severity(&snapshot("PAWSTimewait", 0, taken)), fine);
         assert!(check(&Snapshot::default(), &Thresholds::default()).is_err());
     }
 
@@ -362,8 +360,8 @@ mod tests {
             ends
         };
         let mut one = snapshot("PAWSTimewait", 0, from([192, 0, 2, 1], 5000));
-        assert_eq!(told(&one), Some(Severity::Fine));
+        assert_eq!(RULE.severity(&one), Some(Severity::Fine));
         one.ends = (1..9).map(|last| from([192, 0, 2, last], 1000)).collect();
-        assert_eq!(told(&one), None);
+        assert_eq!(RULE.severity(&one), None);
     }
 }

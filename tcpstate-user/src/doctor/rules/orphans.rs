@@ -148,7 +148,7 @@ fn finding(
 
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use super::{RULE, check};
     use crate::{
         doctor::{Namespace, NetCounters, Severity, Snapshot, Thresholds},
         settings::Settings,
@@ -179,8 +179,7 @@ mod tests {
                 }],
                 ..Snapshot::default()
             };
-            let found = check(&snapshot, &Thresholds::default()).unwrap_or_default();
-            found.first().map(|finding| finding.severity)
+            RULE.severity(&snapshot)
         };
         assert_eq!(told(100, Some("1000"), 0), None);
         assert_eq!(told(250, Some("1000"), 0), Some(Severity::Notice));

@@ -208,10 +208,10 @@ fn advice(snapshot: &Snapshot, (ours, theirs): (u64, u64), finding: &mut Finding
 
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use super::RULE;
     use crate::{
         analysis::Opened,
-        doctor::{Ends, Severity, Snapshot, Thresholds},
+        doctor::{Ends, Severity, Snapshot},
     };
 
     #[test]
@@ -222,8 +222,7 @@ mod tests {
                 ends: vec![ends],
                 ..Snapshot::default()
             };
-            let found = check(&snapshot, &Thresholds::default()).unwrap_or_default();
-            found.first().map(|finding| finding.severity)
+            RULE.severity(&snapshot)
         };
         let none = Ends {
             lives: 100,

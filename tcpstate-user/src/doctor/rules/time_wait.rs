@@ -275,27 +275,19 @@ fn advice(
 
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use super::{RULE, check};
     use crate::{
         analysis::Opened,
-        doctor::{Ports, Process, Severity, Snapshot, Thresholds, Waits, Who},
+        doctor::{Ports, Severity, Snapshot, Thresholds, Waits, Who},
     };
 
     fn snapshot(opened: Opened, now: u64, limit: u64) -> Snapshot {
-        let who = Who {
-            process: Process::default(),
-            container: None,
-            netns: Some(1),
-            opened,
-            service: None,
-            peer: None,
-        };
         let active = opened == Opened::Active;
         Snapshot {
             timewait: true,
             nanoseconds: 10_000_000_000,
             waits: vec![Waits {
-                who,
+                who: Who::nobody(opened),
                 now,
                 born: now,
                 ..Waits::of(1)
@@ -318,19 +310,15 @@ mod tests {
 
     #[test]
     fn thousands_on_a_server_are_fine() {
-        let told = |snapshot: &Snapshot| {
-            let found = check(snapshot, &Thresholds::default()).unwrap_or_default();
-            found.first().map(|finding| finding.severity)
-        };
         let server = snapshot(Opened::Passive, 20_000, 28_232);
-        assert_eq!(told(&server), Some(Severity::Fine));
+        assert_eq!(RULE.severity(&server), Some(Severity::Fine));
         let client = snapshot(Opened::Active, 20_000, 28_232);
-        assert_eq!(told(&client), Some(Severity::Notice));
+        assert_eq!(RULE.severity(&client), Some(Severity::Notice));
         assert_eq!(
-            told(&snapshot(Opened::Active, 5000, 28_232)),
+            RULE.severity(&snapshot(Opened::Active, 5000, 28_232)),
             Some(Severity::Fine)
         );
-        assert_eq!(told(&snapshot(Opened::Active, 100, 120)), None);
+        assert_eq!(RULE.severity(&snapshot(Opened::Active, 100, 120)), None);
         assert!(check(&Snapshot::default(), &Thresholds::default()).is_err());
     }
 
