@@ -15,7 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Printed, Tool, for_each_observer, nobody_starts, own_netns, port, skipped, start, steps,
+    Killed, Printed, Tool, for_each_observer, nobody_starts, own_netns, port, skipped, start, steps,
 };
 
 /// The two ends of a connection to this listener.
@@ -331,17 +331,16 @@ fn of_two_processes_that_hold_a_socket_the_first_is_named() {
     drop(nobody);
     // As its standard input it holds the client's end too.
     let copy = client.try_clone().expect("a copy");
-    let mut child = start(
+    let child = Killed(start(
         Command::new(env!("CARGO_BIN_EXE_tcpstate"))
             .args(["trace", "--netns", "self", "--duration", "60"])
             .stdin(OwnedFd::from(copy))
             .stdout(Stdio::null())
             .stderr(Stdio::null()),
-    );
+    ));
     let tool = Tool::start_with_existing(&["conns", "-j", "--running", "--netns", "self"]);
     let printed = tool.stop();
-    child.kill().expect("it can be ended");
-    child.wait().expect("it ends");
+    drop(child);
     let line = connection(&printed, client_port);
     assert_eq!(line["owner"]["pid"], json!(std::process::id()), "{line}");
     drop(server);

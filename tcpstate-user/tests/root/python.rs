@@ -2,10 +2,10 @@
 
 use std::{
     io::Read as _,
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{ChildStdout, Command, Stdio},
 };
 
-use crate::support::start;
+use crate::support::{Killed, start};
 
 /// Whether the test is skipped, since there is no Python.
 pub fn lacks_python(test: &str) -> bool {
@@ -20,7 +20,7 @@ pub fn lacks_python(test: &str) -> bool {
 
 /// A process that ends when this is dropped.
 pub struct Python {
-    child: Child,
+    child: Killed,
     /// What it may go on writing to.
     _out: ChildStdout,
 }
@@ -28,12 +28,12 @@ pub struct Python {
 impl Python {
     /// Starts a program, and waits until it says `up`.
     pub fn start(program: &str) -> Self {
-        let mut child = start(
+        let mut child = Killed(start(
             Command::new("python3")
                 .args(["-c", program])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped()),
-        );
+        ));
         let mut up = [0; 2];
         let mut out = child.stdout.take().expect("its output");
         out.read_exact(&mut up).expect("it is up");
@@ -43,13 +43,5 @@ impl Python {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
-    }
-}
-
-impl Drop for Python {
-    fn drop(&mut self) {
-        // Fails if it has ended, which is as well.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

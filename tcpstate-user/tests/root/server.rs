@@ -7,13 +7,13 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     thread,
     time::Duration,
 };
 
 use crate::{
-    support::start,
+    support::{Killed, start},
     trace::{abort, reuse_port_listener},
 };
 
@@ -32,7 +32,7 @@ const PORT: &str = "TCPSTATE_TEST_PORT";
 const CGROUP: &str = "TCPSTATE_TEST_CGROUP";
 
 /// This test program once more, as a server named by what it does.
-pub struct Server(Child);
+pub struct Server(Killed);
 
 impl Server {
     pub fn start(role: &str, port: u16) -> Self {
@@ -41,7 +41,7 @@ impl Server {
 
     /// In this cgroup, before it has any socket.
     pub fn start_in(role: &str, port: u16, cgroup: Option<&Path>) -> Self {
-        let mut child = start(
+        let mut child = Killed(start(
             Command::new(std::env::current_exe().expect("this program"))
                 .args([
                     "--exact",
@@ -53,7 +53,7 @@ impl Server {
                 .envs(cgroup.map(|cgroup| (CGROUP, cgroup)))
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped()),
-        );
+        ));
         let mut output = child.stdout.take().expect("its output");
         let mut seen = String::new();
         while !seen.contains("listening") {
@@ -67,13 +67,6 @@ impl Server {
 
     pub fn pid(&self) -> u64 {
         self.0.id().into()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -17,7 +17,7 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
-    support::{Tool, nobody_starts, own_netns, port, skipped, start, steps},
+    support::{Killed, Tool, nobody_starts, own_netns, port, skipped, start, steps},
     views::wait_until,
 };
 
@@ -125,7 +125,7 @@ fn churn_on_all_processors_leaves_nothing_unaccounted_for() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut tool = Killed(start(&mut command));
-    let mut messages = BufReader::new(tool.0.stderr.take().expect("its messages"));
+    let mut messages = BufReader::new(tool.stderr.take().expect("its messages"));
     let mut message = String::new();
     while !message.contains("tracing TCP") {
         let before = message.len();
@@ -138,7 +138,7 @@ fn churn_on_all_processors_leaves_nothing_unaccounted_for() {
         messages.read_to_string(&mut rest).expect("its messages");
     });
     // A minute of lines does not fit into the memory of a guest: they are counted as they come.
-    let lines = BufReader::new(tool.0.stdout.take().expect("its output"));
+    let lines = BufReader::new(tool.stdout.take().expect("its output"));
     let counted = thread::spawn(move || {
         let (mut shown, mut summary) = (0_u64, Value::Null);
         for line in lines.lines() {
@@ -167,11 +167,11 @@ fn churn_on_all_processors_leaves_nothing_unaccounted_for() {
         wait_until("everything is closed", nothing_is_open);
         thread::sleep(Duration::from_millis(50));
     }
-    let missed = recursion_misses(tool.0.id());
-    let pid = i32::try_from(tool.0.id()).expect("a process id");
+    let missed = recursion_misses(tool.id());
+    let pid = i32::try_from(tool.id()).expect("a process id");
     kill(Pid::from_raw(pid), Signal::SIGINT).expect("a signal can be sent");
     let (shown, summary) = counted.join().expect("its output");
-    tool.0.wait().expect("it ends");
+    tool.wait().expect("it ends");
     messages.join().expect("its messages");
 
     let listeners = 2 * processors() as u64;
@@ -231,15 +231,4 @@ fn churn(until: Instant) -> u64 {
         number += 1;
     }
     number
-}
-
-/// Does not outlive a test that fails.
-struct Killed(std::process::Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // Fails if it has ended, which is what we want.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

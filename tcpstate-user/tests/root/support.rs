@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
     net::{Ipv4Addr, SocketAddr},
+    ops::{Deref, DerefMut},
     os::fd::AsRawFd as _,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
@@ -162,6 +163,31 @@ pub fn start(command: &mut Command) -> Child {
     command.spawn().expect("a process can be started")
 }
 
+/// A process that does not outlive who holds it, also if the test fails.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Fails if it has ended, which is what we want.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Deref for Killed {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Killed {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
 /// Runs a process to its end.
 pub fn run(command: &mut Command) -> Output {
     let command = command
@@ -173,9 +199,9 @@ pub fn run(command: &mut Command) -> Output {
 
 /// `tcpstate` running beside the test; killed if the test fails.
 pub struct Tool {
-    child: Child,
-    lines: Option<JoinHandle<String>>,
-    messages: Option<JoinHandle<String>>,
+    child: Killed,
+    lines: JoinHandle<String>,
+    messages: JoinHandle<String>,
 }
 
 /// What it printed, and how it ended.
@@ -214,13 +240,13 @@ impl Tool {
     }
 
     fn start_until(arguments: &[&str], message: &str) -> Self {
-        let mut child = start(
+        let mut child = Killed(start(
             Command::new(env!("CARGO_BIN_EXE_tcpstate"))
                 .args(arguments)
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped()),
-        );
+        ));
         let mut stdout = child.stdout.take().expect("its output");
         let lines = std::thread::spawn(move || {
             let mut text = Vec::new();
@@ -247,8 +273,8 @@ impl Tool {
         });
         Self {
             child,
-            lines: Some(lines),
-            messages: Some(messages),
+            lines,
+            messages,
         }
     }
 
@@ -278,25 +304,12 @@ impl Tool {
     /// Waits until it ends by itself.
     pub fn wait(mut self) -> Printed {
         let status = self.child.wait().expect("it ends");
-        let join = |handle: Option<JoinHandle<String>>| {
-            handle
-                .expect("taken once")
-                .join()
-                .expect("the reader does not fail")
-        };
+        let join = |reader: JoinHandle<String>| reader.join().expect("the reader does not fail");
         Printed {
-            out: join(self.lines.take()),
-            err: join(self.messages.take()),
+            out: join(self.lines),
+            err: join(self.messages),
             status,
         }
-    }
-}
-
-impl Drop for Tool {
-    fn drop(&mut self) {
-        // Fails if it has ended, which is what we want.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

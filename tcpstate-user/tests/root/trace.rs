@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Printed, Tool, nobody_starts, own_netns, port, skipped, steps};
+use crate::{
+    server::{CLOSES_FIRST, Server},
+    support::{Printed, Tool, nobody_starts, own_netns, port, skipped, steps},
+};
 use serde_json::{Value, json};
 
 pub const ACTIVE: [&str; 5] = [
@@ -506,7 +509,7 @@ fn children_of_reuseport_listeners_belong_to_their_own() {
     }
     own_netns();
     let tool = Tool::trace(&[]);
-    let mut servers = [Server::start(7001), Server::start(7001)];
+    let servers = [(); 2].map(|()| Server::start(CLOSES_FIRST, 7001));
     let mut clients = Vec::new();
     for _ in 0..40 {
         let client = TcpStream::connect((Ipv4Addr::LOCALHOST, 7001)).expect("a connection");
@@ -521,7 +524,7 @@ fn children_of_reuseport_listeners_belong_to_their_own() {
             .expect("the process that accepted us");
         accepted.insert(client_port, u32::from_be_bytes(pid));
     }
-    servers.iter_mut().for_each(Server::stop);
+    drop(servers);
     let printed = tool.stop();
     let mut seen = std::collections::HashMap::new();
     for line in printed.transitions().iter().filter(|line| {
@@ -758,63 +761,6 @@ fn system_connect(socket: &TcpStream, family: libc::c_int, port: u16) -> std::io
         Ok(())
     } else {
         Err(std::io::Error::last_os_error())
-    }
-}
-
-/// This test program once more, as a server: a process of its own.
-struct Server(std::process::Child);
-
-const SERVER_PORT: &str = "TCPSTATE_TEST_SERVER_PORT";
-
-impl Server {
-    fn start(port: u16) -> Self {
-        let mut child = crate::support::start(
-            std::process::Command::new(std::env::current_exe().expect("this program"))
-                .args([
-                    "--exact",
-                    "trace::serve_in_a_process_of_its_own",
-                    "--nocapture",
-                ])
-                .env(SERVER_PORT, port.to_string())
-                .stdin(std::process::Stdio::piped())
-                .stdout(std::process::Stdio::piped()),
-        );
-        let mut output = child.stdout.take().expect("its output");
-        let mut seen = String::new();
-        while !seen.contains("listening") {
-            let mut byte = [0];
-            assert_eq!(output.read(&mut byte).expect("its output"), 1, "{seen}");
-            seen.push(char::from(byte[0]));
-        }
-        // Nobody reads on; the server prints nothing more until it ends.
-        Self(child)
-    }
-
-    fn stop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// Not a test by itself: sends its process id to everyone who connects, until it is killed.
-#[test]
-fn serve_in_a_process_of_its_own() {
-    let Ok(port) = std::env::var(SERVER_PORT) else {
-        return;
-    };
-    let listener = reuse_port_listener(port.parse().expect("a port"));
-    println!("listening");
-    for connection in listener.incoming() {
-        let mut connection = connection.expect("a connection");
-        connection
-            .write_all(&std::process::id().to_be_bytes())
-            .expect("sent");
     }
 }
 
