@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{Printed, Tool, nobody_starts, own_netns, port, skipped, start, steps, text};
+use crate::{
+    folder::Folder,
+    support::{Printed, Tool, nobody_starts, own_netns, port, skipped, start, steps, text},
+};
 use serde_json::{Value, json};
 
 /// What one connection of [`live`] gives, without the listener.
@@ -317,8 +320,7 @@ fn hostile_process_names_are_harmless() {
         return;
     }
     own_netns();
-    let folder = std::env::temp_dir().join(format!("tcpstate-test-{}", std::process::id()));
-    fs::create_dir_all(&folder).expect("a folder");
+    let folder = Folder::new("hostile");
     let hostile = folder.join(NAME);
     fs::copy("/bin/bash", &hostile).expect("a copy of bash");
     fs::set_permissions(&hostile, fs::Permissions::from_mode(0o755)).expect("executable");
@@ -328,7 +330,7 @@ fn hostile_process_names_are_harmless() {
     };
     let tools = [tool(&["-j"]), tool(&["-s"]), tool(&[]), tool(&["-w"])];
     bash_connects(hostile.to_str().expect("UTF-8"), "7261");
-    fs::remove_dir_all(&folder).expect("cleaned up");
+    drop(folder);
     drop(listener);
     let [json, csv, narrow, wide] = tools.map(Tool::stop);
 

@@ -5,15 +5,17 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     net::{Ipv4Addr, TcpStream},
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
-    path::PathBuf,
+    os::unix::process::CommandExt as _,
     process::{Command, Stdio},
     thread,
 };
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 
-use crate::support::{Tool, mount, own_mounts, own_netns, run, skipped, start, tracefs};
+use crate::{
+    folder::Folder,
+    support::{Tool, mount, own_mounts, own_netns, run, skipped, start, tracefs},
+};
 
 const NOBODY: u32 = 65_534;
 
@@ -35,36 +37,17 @@ fn refused(command: &mut Command) -> String {
     message
 }
 
-/// A copy of the binary that everybody may run.
-struct Copy(PathBuf);
-
-impl Copy {
-    fn new(test: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("tcpstate-{test}-{}", std::process::id()));
-        fs::create_dir_all(&folder).expect("a folder");
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("readable");
-        fs::copy(env!("CARGO_BIN_EXE_tcpstate"), folder.join("tcpstate")).expect("a copy");
-        Self(folder)
-    }
-}
-
-impl Drop for Copy {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 #[test]
 fn without_privileges_it_says_which_are_missing() {
     if skipped("without_privileges_it_says_which_are_missing") {
         return;
     }
-    let copy = Copy::new("unprivileged");
+    let folder = Folder::with_tcpstate("unprivileged");
     let nobody = |arguments: &[&str]| {
         let mut command = Command::new("timeout");
         command
             .args(["20"])
-            .arg(copy.0.join("tcpstate"))
+            .arg(folder.tcpstate())
             .args(arguments)
             .uid(NOBODY)
             .gid(NOBODY);
@@ -99,7 +82,7 @@ fn two_capabilities_are_enough() {
         return;
     }
     own_netns();
-    let copy = Copy::new("capable");
+    let folder = Folder::with_tcpstate("capable");
     let mut command = Command::new("setpriv");
     command
         .args([
@@ -115,7 +98,7 @@ fn two_capabilities_are_enough() {
             "timeout",
             "20",
         ])
-        .arg(copy.0.join("tcpstate"))
+        .arg(folder.tcpstate())
         .args(["trace", "-j", "--duration", "0.3", "--hook", "btf"]);
     let output = run(&mut command);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -272,8 +255,8 @@ fn an_output_file_is_kept_if_nothing_can_be_attached() {
     if skipped("an_output_file_is_kept_if_nothing_can_be_attached") {
         return;
     }
-    let copy = Copy::new("kept");
-    let kept = copy.0.join("kept");
+    let folder = Folder::new("kept");
+    let kept = folder.join("kept");
     fs::write(&kept, "precious").expect("written");
     let path = kept.to_str().expect("UTF-8");
     refused(&mut tcpstate(&[
@@ -362,7 +345,7 @@ fn cgroups_have_names_without_the_privilege_to_open_handles() {
     let named = Tool::trace(&[]);
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).is_err());
     let cgroup = named.stop().transitions()[0]["cgroup"].clone();
-    let copy = Copy::new("cgroups");
+    let folder = Folder::with_tcpstate("cgroups");
     let mut command = Command::new("setpriv");
     command
         .args([
@@ -372,7 +355,7 @@ fn cgroups_have_names_without_the_privilege_to_open_handles() {
             "timeout",
             "20",
         ])
-        .arg(copy.0.join("tcpstate"))
+        .arg(folder.tcpstate())
         .args(["trace", "-j", "--netns", "self", "--count", "2"]);
     let mut child = start(
         command

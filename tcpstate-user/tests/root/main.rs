@@ -12,6 +12,7 @@ mod doctor;
 mod exhaustion;
 mod existing;
 mod filters;
+mod folder;
 mod hostile;
 mod netem;
 mod nginx;

@@ -2,27 +2,26 @@
 
 use std::{
     fs,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use crate::{
-    support::{nobody_else_starts, start},
+    folder::Folder,
+    support::{Killed, nobody_else_starts, start},
     views::{in_state, wait_until},
 };
 
 /// One that runs; ended and cleaned up at the end.
 pub struct Nginx {
-    child: Child,
-    folder: PathBuf,
+    _process: Killed,
+    _folder: Folder,
 }
 
 impl Nginx {
     /// With this within its `http` block; until so many listen in this thread's network namespace.
     pub fn start(name: &str, http: &str, listeners: usize) -> Self {
-        let name = format!("tcpstate-nginx-{}-{name}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        fs::create_dir_all(folder.join("logs")).expect("a folder");
+        let folder = Folder::new(&format!("nginx-{name}"));
+        fs::create_dir(folder.join("logs")).expect("a folder");
         let path = folder.to_str().expect("UTF-8");
         let configuration = format!(
             "daemon off; master_process off; pid {path}/pid; error_log {path}/logs/error.log;
@@ -34,23 +33,18 @@ impl Nginx {
              }}"
         );
         fs::write(folder.join("nginx.conf"), configuration).expect("written");
-        let child = start(
+        let process = Killed(start(
             Command::new("nginx")
                 .args(["-p", path, "-c", "nginx.conf"])
                 .stdin(Stdio::null())
                 .stderr(Stdio::null()),
-        );
-        let nginx = Self { child, folder };
+        ));
+        let nginx = Self {
+            _process: process,
+            _folder: folder,
+        };
         wait_until("nginx listens", || in_state("0A") == listeners);
         nginx
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 

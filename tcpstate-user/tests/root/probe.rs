@@ -5,14 +5,16 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
     net::{Ipv4Addr, TcpStream},
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
 use serde_json::Value;
 
-use crate::support::{own_netns, skipped, start, text};
+use crate::{
+    folder::Folder,
+    support::{own_netns, skipped, start, text},
+};
 
 /// Runs `tcpstate` with these arguments, in some way.
 type Start<'a> = &'a dyn Fn(&[&str]) -> Command;
@@ -40,9 +42,7 @@ fn trace_does_what_probe_says_without_root() {
         return;
     }
     own_netns();
-    let folder = Folder::new();
-    let program = folder.0.join("tcpstate");
-    fs::copy(env!("CARGO_BIN_EXE_tcpstate"), &program).expect("a copy");
+    let folder = Folder::with_tcpstate("probe");
     let nobody = |arguments: &[&str]| {
         const HELD: &str = "+bpf,+perfmon,+syslog";
         let mut command = Command::new("setpriv");
@@ -52,29 +52,11 @@ fn trace_does_what_probe_says_without_root() {
             .arg(format!("--ambient-caps={HELD}"))
             .arg(format!("--bounding-set=-all,{HELD}"))
             .args(["--", "timeout", "-s", "INT", "120"])
-            .arg(&program)
+            .arg(folder.tcpstate())
             .args(arguments);
         command
     };
     agree(&nobody, 7302);
-}
-
-/// A folder that everybody may look into.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("tcpstate-probe-{}", std::process::id()));
-        fs::create_dir_all(&path).expect("a folder");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("readable");
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 fn agree(tcpstate: Start<'_>, port: u16) {

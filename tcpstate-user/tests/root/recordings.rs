@@ -5,7 +5,6 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
-    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
@@ -18,31 +17,12 @@ use nix::{
 use serde_json::Value;
 use tcpstate_user::recording::Reader;
 
-use crate::support::{
-    Tool, for_each_observer, nobody_starts, own_netns, port, run, skipped, start, sysctl,
+use crate::{
+    folder::Folder,
+    support::{
+        Tool, for_each_observer, nobody_starts, own_netns, port, run, skipped, start, sysctl,
+    },
 };
-
-/// A folder that is gone when the test is.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let name = format!("tcpstate-recordings-{}-{name}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).expect("a folder");
-        Self(path)
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).to_str().expect("text").to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Connections that end in all ways: by FIN of either side, half-closed, by RST, refused.
 fn traffic(rounds: usize) {
@@ -230,7 +210,7 @@ fn the_last_parts_are_kept_and_read_as_one() {
     traffic(3000);
     let printed = tool.stop();
     assert!(printed.status.success(), "{}", printed.err);
-    let mut parts: Vec<_> = fs::read_dir(&folder.0)
+    let mut parts: Vec<_> = fs::read_dir(&*folder)
         .expect("the folder")
         .map(|entry| entry.expect("a file").path())
         .collect();
@@ -319,7 +299,7 @@ fn a_full_disk_ends_a_recording_and_what_was_written_can_be_read() {
     let folder = Folder::new("full");
     // Seen by this thread, and by what it starts.
     unshare(CloneFlags::CLONE_NEWNS).expect("mounts of our own");
-    let path = folder.0.to_str().expect("text");
+    let path = folder.to_str().expect("text");
     for arguments in [
         &["--make-rprivate", "/"][..],
         &["-t", "tmpfs", "-o", "size=64k", "tmpfs", path],

@@ -12,7 +12,6 @@ use std::{
     os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
     process::{Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
 };
 
 use nix::sys::socket::{
@@ -21,12 +20,18 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
-use crate::support::{Printed, Tool, own_netns, skipped, start, sysctl, text};
+use crate::{
+    folder::Folder,
+    support::{Printed, Tool, own_netns, skipped, start, sysctl, text},
+};
 
 /// Rules that look at what is not in a recording, or at other namespaces than ours.
 const NOT_RECORDED: [&str; 4] = ["listen", "nat", "orphans", "settings"];
 /// Numbers that only the kernel's counters tell.
 const COUNTED: [&str; 3] = ["counter", "retransmitted", "unread"];
+
+/// The file of it in its folder.
+const RECORDING: &str = "watched.tcps";
 
 /// The doctor, who watches this thread's network namespace until it is stopped.
 struct Doctor {
@@ -36,8 +41,8 @@ struct Doctor {
 }
 
 fn doctor(flags: &[&str]) -> Doctor {
-    let folder = Folder::new();
-    let file = folder.file();
+    let folder = Folder::new("doctor");
+    let file = folder.file(RECORDING);
     let all = [
         "doctor", "-j", "--netns", "self", "--for", "600", "--record", &file,
     ];
@@ -52,7 +57,7 @@ impl Doctor {
     /// What it says, after a look at whether the recording says the same.
     fn stop(self) -> Printed {
         let printed = self.tool.stop();
-        let (recorded, _) = from_recording(Path::new(&self.folder.file()), &self.flags);
+        let (recorded, _) = from_recording(&self.folder.join(RECORDING), &self.flags);
         let live = comparable(printed.events("finding"));
         assert_eq!(comparable(recorded), live, "as recorded, and live");
         printed
@@ -119,31 +124,6 @@ fn listener(port: u16) -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("a listener");
     let address = listener.local_addr().expect("bound");
     (listener, address)
-}
-
-/// A directory of its own, which goes with it.
-struct Folder(std::path::PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("tcpstate-doctor-{}-{count}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).expect("a directory");
-        Self(path)
-    }
-
-    fn file(&self) -> String {
-        let file = self.0.join("watched.tcps");
-        file.into_os_string().into_string().expect("UTF-8")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// What the doctor says of a recording, by a user without privileges.
