@@ -441,5 +441,5 @@ fn mptcp_connect() -> bool {
     }
     // SAFETY: the descriptor is ours and is used nowhere else.
     let socket = unsafe { <TcpStream as std::os::fd::FromRawFd>::from_raw_fd(socket) };
-    crate::trace::connect_loopback(&socket, 9).is_err()
+    crate::socket::connect_loopback(&socket, 9).is_err()
 }

@@ -27,6 +27,7 @@ mod recordings;
 mod segments;
 mod server;
 mod smp;
+mod socket;
 mod states;
 mod support;
 mod timewait;

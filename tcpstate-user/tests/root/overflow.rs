@@ -131,7 +131,7 @@ fn ends_without_a_minisocket_that_are_no_overflow() {
 
             let (server, reset_port) = half_close(connect(&listener));
             wait_for_fin_wait2(reset_port);
-            crate::trace::abort(server);
+            crate::socket::abort(server);
 
             let pair = connect(&listener);
             let impatient_port = pair.client_port;

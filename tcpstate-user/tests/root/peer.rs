@@ -203,12 +203,7 @@ pub fn connecting(from: u16, to: u16) -> TcpStream {
 
 /// Disconnects a socket, and connects it to another port of the peer, in the background.
 pub fn reconnect(socket: &TcpStream, to: u16) {
-    // SAFETY: `sockaddr` is plain data, for which zeros are valid; they mean `AF_UNSPEC`.
-    let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
-    let length = libc::socklen_t::try_from(size_of_val(&nowhere)).expect("small");
-    // SAFETY: the address lives through the call and has the size given.
-    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nowhere, length) };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    crate::socket::disconnect(socket);
     socket.set_nonblocking(true).expect("an option");
     let address = SockaddrIn::from(SocketAddrV4::new(THERE, to));
     let result = connect(socket.as_raw_fd(), &address);

@@ -13,8 +13,8 @@ use std::{
 };
 
 use crate::{
+    socket::{abort, reuse_port_listener},
     support::{Killed, start},
-    trace::{abort, reuse_port_listener},
 };
 
 /// What a server does with each connection.

@@ -303,7 +303,7 @@ fn what_ends_a_half_closed_minisocket() {
         wait_until_gone(data_port);
         let (server, reset_port) = half_close(connect(&listener));
         thread::sleep(Duration::from_millis(100));
-        crate::trace::abort(server);
+        crate::socket::abort(server);
         wait_until_gone(reset_port);
         let printed = tool.stop();
         assert_ended(&printed, data_port, "fin_wait2", "reset_half_close");

@@ -1,0 +1,138 @@
+//! Nothing is lost, or it is counted, and what is around it says no more than is known.
+
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use super::{ACTIVE, PASSIVE, assert_all, connect, seconds};
+use crate::support::{Tool, nobody_starts, own_netns, port, skipped, steps};
+
+#[test]
+fn every_transition_of_ten_thousand_connections_is_accounted_for() {
+    const CONNECTIONS: u64 = 10_000;
+    if skipped("every_transition_of_ten_thousand_connections_is_accounted_for") {
+        return;
+    }
+    own_netns();
+    let tool = Tool::trace(&[]);
+    let alone = nobody_starts();
+    churn(CONNECTIONS);
+    drop(alone);
+    let printed = tool.stop();
+    let mut counts = BTreeMap::new();
+    for step in steps(&printed.transitions()) {
+        *counts.entry(step).or_insert(0_u64) += 1;
+    }
+    for step in ACTIVE.iter().chain(&PASSIVE) {
+        assert_eq!(
+            counts.get(*step),
+            Some(&CONNECTIONS),
+            "{step} in {counts:?}"
+        );
+    }
+    let summary = printed.summary();
+    assert_eq!(
+        summary["events"],
+        CONNECTIONS * 10 + 2,
+        "and the listener: {counts:?}"
+    );
+    assert_eq!(summary["connections"], CONNECTIONS * 2 + 1);
+    assert_eq!(summary["damaged"], 0);
+    assert_eq!(
+        summary["loss"],
+        json!({"ring_full": 0, "undecodable": 0, "table_full": 0, "unread": 0, "not_found": 0, "missed": 0, "unrecorded": 0})
+    );
+    assert_all(&printed.transitions(), "pid", &json!(std::process::id()));
+}
+
+/// Times behind a hole that is not known yet must not be told as bounds.
+#[test]
+fn under_overload_no_false_bound_is_told_and_the_end_comes() {
+    const CONNECTIONS: u64 = 5_000;
+    if skipped("under_overload_no_false_bound_is_told_and_the_end_comes") {
+        return;
+    }
+    own_netns();
+    let began = Instant::now();
+    let tool = Tool::trace(&["--buffer", "64K", "--skip-existing"]);
+    churn(CONNECTIONS);
+    let whole = began.elapsed().as_secs_f64();
+    let printed = tool.stop();
+    let summary = printed.summary();
+    // A first event whose connection was never heard of again belongs to nobody we could tell.
+    let missing = [&summary["loss"]["ring_full"], &summary["undecided"]];
+    let missing: u64 = missing.iter().filter_map(|count| count.as_u64()).sum();
+    assert_eq!(
+        printed.transitions().len() as u64 + missing,
+        CONNECTIONS * 10 + 2,
+        "{summary}"
+    );
+    for line in printed.transitions() {
+        // Every connection began while we looked.
+        assert_ne!(line["bound"], "at_least", "{line}");
+        if line["seconds"].is_f64() {
+            assert!(seconds(&line) <= whole, "{line}");
+        }
+    }
+}
+
+#[test]
+fn what_is_lost_is_counted_and_marked() {
+    const CONNECTIONS: u64 = 2_000;
+    if skipped("what_is_lost_is_counted_and_marked") {
+        return;
+    }
+    own_netns();
+    let tool = Tool::trace(&["--buffer", "64K"]);
+    let kept = connect((Ipv4Addr::LOCALHOST, 0));
+    let client_port = kept.client_port;
+    thread::sleep(Duration::from_millis(200));
+    tool.signal(Signal::SIGSTOP);
+    churn(CONNECTIONS);
+    drop(kept.client);
+    drop(kept.server);
+    tool.signal(Signal::SIGCONT);
+    thread::sleep(Duration::from_millis(300));
+    drop(kept.listener);
+    let printed = tool.stop();
+    let lost: u64 = printed
+        .events("loss")
+        .iter()
+        .filter_map(|loss| loss["count"].as_u64())
+        .sum();
+    assert!(lost > 0);
+    assert_eq!(printed.summary()["loss"]["ring_full"], lost);
+    assert!(
+        printed.err.contains(&format!("LOST {lost}")),
+        "{}",
+        printed.err
+    );
+    // What came and what was lost is all there was: the churn, its listener, the kept connection and its listener.
+    let came = printed.transitions().len() as u64;
+    let lost = lost + printed.summary()["undecided"].as_u64().expect("a count");
+    assert_eq!(came + lost, CONNECTIONS * 10 + 2 + 10 + 2);
+    assert_eq!(
+        steps(&printed.of_port(client_port)),
+        ["close->syn_sent", "syn_sent->established"]
+    );
+}
+
+/// Opens and closes this many connections, one after the other; the client closes first.
+fn churn(connections: u64) {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a listener");
+    let server_port = port(listener.local_addr());
+    for number in 0..connections {
+        let address = Ipv4Addr::from(0x7f00_0001 + u32::try_from(number % 64).expect("small"));
+        let client = TcpStream::connect((address, server_port)).expect("a connection");
+        let (mut server, _) = listener.accept().expect("the other end");
+        drop(client);
+        assert_eq!(server.read(&mut [0]).expect("the end"), 0);
+    }
+}
