@@ -75,7 +75,9 @@ fn one_connection_on_several_processors() {
         next();
         drop(server);
     }
+    drop(listener);
     drop(alone);
+    wait_until_closed();
     let printed = tool.stop();
     let mut lives = BTreeMap::<_, Vec<Value>>::new();
     for line in printed.transitions() {
@@ -91,7 +93,8 @@ fn one_connection_on_several_processors() {
         .collect();
     assert_eq!(seen, ports);
     for lines in active {
-        assert_eq!(steps(lines), crate::trace::ACTIVE);
+        let summary = printed.summary();
+        assert_eq!(steps(lines), crate::trace::ACTIVE, "{summary} {lines:?}");
         for line in &lines[1..] {
             assert_eq!(
                 (&line["bound"], &line["damaged"]),
@@ -161,12 +164,7 @@ fn churn_on_all_processors_leaves_nothing_unaccounted_for() {
         .map(|thread| thread.join().expect("connections"))
         .sum();
     drop(alone);
-    // The last segments may come in a while after close() (ksoftirqd), and a socket is counted out before it is CLOSE; the count
-    // itself is summed up over the processors while they change it.
-    for _ in 0..3 {
-        wait_until("everything is closed", nothing_is_open);
-        thread::sleep(Duration::from_millis(50));
-    }
+    wait_until_closed();
     let missed = recursion_misses(tool.id());
     let pid = i32::try_from(tool.id()).expect("a process id");
     kill(Pid::from_raw(pid), Signal::SIGINT).expect("a signal can be sent");
@@ -192,6 +190,15 @@ fn churn_on_all_processors_leaves_nothing_unaccounted_for() {
     if lost == 0 {
         assert_eq!(count(&summary["damaged"]), 0);
         assert_eq!(undecided, 0);
+    }
+}
+
+/// Waits for the last segments, which may come in a while after close() (ksoftirqd).
+fn wait_until_closed() {
+    // A socket is counted out before it is CLOSE; the count itself is summed up over the processors while they change it.
+    for _ in 0..3 {
+        wait_until("everything is closed", nothing_is_open);
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
