@@ -16,6 +16,7 @@ pub mod probe;
 mod refusal;
 mod rings;
 mod settings;
+mod syscall;
 mod tracer;
 
 pub use call::CallRequest;

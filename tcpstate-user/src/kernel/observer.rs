@@ -1,6 +1,6 @@
 //! The ways of observing TIME_WAIT minisockets. To add one: a variant, its programs in [`TimeWaitHook::programs`].
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use aya::{
     Btf, Ebpf,
@@ -8,7 +8,12 @@ use aya::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{existing, plan::Plan, refusal::reason};
+use super::{
+    existing,
+    plan::Plan,
+    refusal::{NO_KPROBES, reason},
+    syscall,
+};
 
 /// A way of observing the life of TIME_WAIT minisockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,9 +68,15 @@ impl fmt::Display for Place {
     }
 }
 
+/// What the timer of a minisocket runs.
+const TIMED_OUT: &str = "tw_timer_handler";
+
+/// There if the kernel has kprobes that are opened like this (Linux 4.17), which is how they are.
+const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
+
 /// In this order: what ends comes before what begins, so that no life is met that will not be seen to end.
 const FENTRY: &[(&str, Place)] = &[
-    ("fentry_timed_out", Place::Entry("tw_timer_handler")),
+    ("fentry_timed_out", Place::Entry(TIMED_OUT)),
     (
         "fentry_descheduled",
         Place::Entry("inet_twsk_deschedule_put"),
@@ -75,7 +86,7 @@ const FENTRY: &[(&str, Place)] = &[
     ("fentry_scheduled", Place::Entry("__inet_twsk_schedule")),
 ];
 const KPROBE: &[(&str, Place)] = &[
-    ("kprobe_timed_out", Place::Kprobe("tw_timer_handler")),
+    ("kprobe_timed_out", Place::Kprobe(TIMED_OUT)),
     (
         "kprobe_descheduled",
         Place::Kprobe("inet_twsk_deschedule_put"),
@@ -149,8 +160,14 @@ impl TimeWaitHook {
     }
 
     /// What it needs to make sense of what it sees.
-    pub(super) fn check(self, plan: &Plan) -> Result<(), String> {
+    pub(super) fn check(self, plan: &Plan, kernel_types: &Btf) -> Result<(), String> {
         match self {
+            // Sooner told than by trying all of it.
+            Self::Fentry => syscall::load_fentry(TIMED_OUT, kernel_types)
+                .map_err(|error| format!("{TIMED_OUT}: the kernel refused the program: {error}")),
+            Self::Kprobe if !Path::new(KPROBES).exists() => {
+                Err(format!("{TIMED_OUT}: {NO_KPROBES}"))
+            }
             // The registers that arguments are in are known to the kernel side.
             Self::Kprobe if !cfg!(target_arch = "x86_64") => {
                 Err("its programs are built for x86-64".to_owned())
@@ -162,7 +179,7 @@ impl TimeWaitHook {
             Self::Timer | Self::Poll if !plan.cookie_helper => {
                 Err("no socket cookie that joins a minisocket to its connection".to_owned())
             }
-            Self::Fentry | Self::Kprobe | Self::Timer | Self::Poll => Ok(()),
+            Self::Kprobe | Self::Timer | Self::Poll => Ok(()),
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
+    thread,
     time::Duration,
 };
 
@@ -23,6 +24,7 @@ use super::{
     observer::{self, TimeWaitHook, TimeWaitRequest},
     refusal::{Attempt, Refused, maps_reason, reason},
     rings::{self, Rings},
+    syscall::Helper,
 };
 use crate::{clock, lifecycle::Callers};
 
@@ -130,7 +132,7 @@ impl Plan {
     pub(super) fn programs(&self) -> Vec<&'static str> {
         let hook = match self.hook {
             Hook::BtfTracepoint => TRANSITION[0],
-            Hook::Tracepoint => "classic",
+            Hook::Tracepoint => CLASSIC,
         };
         let observer = self
             .timewait
@@ -235,6 +237,20 @@ pub fn attach(request: &Request, attempts: &mut Vec<Attempt>) -> Result<Attached
 }
 
 fn try_btf(request: &Request) -> Result<Attached, String> {
+    thread::scope(|scope| {
+        // It takes the kernel a while to say where all its functions are.
+        let callers = (request.timewait != TimeWaitRequest::Off).then(|| scope.spawn(callers));
+        let (mut plan, kernel_types) = begin_btf()?;
+        let prepared = EbpfLoader::new();
+        if let Some(callers) = callers {
+            plan.callers = callers.join().unwrap_or_default();
+        }
+        watch(plan, request, &kernel_types, prepared)
+    })
+}
+
+/// What is known of the BTF tracepoint without trying it.
+fn begin_btf() -> Result<(Plan, Btf), String> {
     let bytes = fs::read(btf::KERNEL_BTF).map_err(|error| {
         format!(
             "{}: {error} (the kernel is built without CONFIG_DEBUG_INFO_BTF?)",
@@ -257,6 +273,7 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
     let kernel_types =
         Btf::from_sys_fs().map_err(|error| format!("{}: {error}", btf::KERNEL_BTF))?;
 
+    let cookie_helper = Helper::SocketCookie.is_permitted(&kernel_types);
     let mut plan = Plan {
         hook: Hook::BtfTracepoint,
         timewait: None,
@@ -266,32 +283,11 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
         missing,
         offsets,
         format: Format::absent(),
-        cookie_helper: true,
-        task_helper: true,
+        cookie_helper,
+        task_helper: Helper::CurrentTask.is_permitted(&kernel_types),
     };
-    (plan.cookie_helper, plan.task_helper) = helpers(&plan, request, &kernel_types)?;
-    plan.missing.extend(missing_cookies(plan.cookie_helper));
-    watch(plan, request, &kernel_types)
-}
-
-/// Whether the cookie helper and the task helper may be called: only loading tells; the best first.
-fn helpers(plan: &Plan, request: &Request, kernel_types: &Btf) -> Result<(bool, bool), String> {
-    /// The kernel says the same every time.
-    static KNOWN: OnceLock<(bool, bool)> = OnceLock::new();
-    if let Some(known) = KNOWN.get() {
-        return Ok(*known);
-    }
-    let mut plan = plan.clone();
-    let mut refusal = String::new();
-    for helpers in [(true, true), (false, true), (false, false)] {
-        (plan.cookie_helper, plan.task_helper) = helpers;
-        let mut ebpf = load_maps(&plan, request, size_of_each(request)?, Some(kernel_types))?;
-        match load_btf(&mut ebpf, kernel_types) {
-            Ok(()) => return Ok(*KNOWN.get_or_init(|| helpers)),
-            Err(error) => refusal = reason(&error),
-        }
-    }
-    Err(refusal)
+    plan.missing.extend(missing_cookies(cookie_helper));
+    Ok((plan, kernel_types))
 }
 
 /// The hooks are in place; adds what does not depend on the observer: system calls if they are wanted, and the iterators over
@@ -328,14 +324,17 @@ fn in_place(
 }
 
 /// Attaches the BTF tracepoint with the best of the observers of minisockets that were asked for.
-fn watch(mut plan: Plan, request: &Request, kernel_types: &Btf) -> Result<Attached, String> {
+fn watch(
+    mut plan: Plan,
+    request: &Request,
+    kernel_types: &Btf,
+    prepared: Prepared,
+) -> Result<Attached, String> {
     let observers = request.timewait.candidates();
-    if !observers.is_empty() {
-        plan.callers = callers();
-    }
+    let mut prepared = Some(prepared);
     for observer in observers.iter().copied() {
         plan.timewait = Some(observer);
-        match try_observer(&plan, observer, request, kernel_types) {
+        match try_observer(&plan, observer, request, kernel_types, &mut prepared) {
             Ok(loaded) => {
                 if plan.callers.is_empty() {
                     plan.missing.push(Missing {
@@ -367,8 +366,9 @@ fn watch(mut plan: Plan, request: &Request, kernel_types: &Btf) -> Result<Attach
             loses: "the life of TIME_WAIT".to_owned(),
         });
     }
-    let mut loaded = with_rings(&plan, request, Some(kernel_types))?;
-    load_btf(&mut loaded.ebpf, kernel_types).map_err(|error| reason(&error))?;
+    let mut loaded = load(&plan, request, &mut prepared, |ebpf| {
+        load_btf(ebpf, kernel_types)
+    })?;
     attach_btf(&mut loaded.ebpf).map_err(|error| reason(&error))?;
     in_place(plan, request, loaded, kernel_types)
 }
@@ -379,15 +379,16 @@ fn try_observer(
     observer: TimeWaitHook,
     request: &Request,
     kernel_types: &Btf,
+    prepared: &mut Option<Prepared>,
 ) -> Result<Loaded, String> {
-    observer.check(plan)?;
-    let mut loaded = with_rings(plan, request, Some(kernel_types))?;
-    let ebpf = &mut loaded.ebpf;
-    // The observer first: it is the one that may be refused.
-    observer.load(ebpf, plan, kernel_types)?;
-    load_btf(ebpf, kernel_types).map_err(|error| reason(&error))?;
-    attach_btf(ebpf).map_err(|error| reason(&error))?;
-    observer.attach(ebpf, plan)?;
+    observer.check(plan, kernel_types)?;
+    let mut loaded = load(plan, request, prepared, |ebpf| {
+        // The observer first: it is the one that may be refused.
+        observer.load(ebpf, plan, kernel_types)?;
+        load_btf(ebpf, kernel_types)
+    })?;
+    attach_btf(&mut loaded.ebpf).map_err(|error| reason(&error))?;
+    observer.attach(&mut loaded.ebpf, plan)?;
     Ok(loaded)
 }
 
@@ -448,32 +449,35 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
         cookie_helper: false,
         task_helper: false,
     };
-    let mut loaded = with_rings(&plan, request, None)?;
+    let mut loaded = load(&plan, request, &mut None, load_classic)?;
     attach_classic(&mut loaded.ebpf).map_err(|error| reason(&error))?;
     Ok(Attached::now(plan, loaded, false))
 }
 
-/// The maps, and the ring buffers to write to.
-fn with_rings(
+/// It reads the types of the kernel when it is made, which takes a while: so one is made early. It serves once.
+type Prepared = EbpfLoader<'static>;
+
+/// The maps, the ring buffers to write to, and the programs, which the kernel looks at while it puts the ring buffers in their
+/// places.
+fn load(
     plan: &Plan,
     request: &Request,
-    kernel_types: Option<&Btf>,
+    prepared: &mut Option<Prepared>,
+    load_programs: impl Fn(&mut Ebpf) -> Result<(), String>,
 ) -> Result<Loaded, String> {
-    let mut size = size_of_each(request)?;
+    let mut size = rings::size_of_each(request.buffer).map_err(|error| format!("{error:#}"))?;
     loop {
-        let mut ebpf = load_maps(plan, request, size, kernel_types)?;
-        match Rings::new(&mut ebpf, size) {
-            Ok(rings) => return Ok(Loaded { ebpf, rings }),
+        let mut ebpf = load_maps(plan, request, size, prepared.take())?;
+        let (rings, placing) =
+            Rings::new(&mut ebpf, size).map_err(|error| maps_reason(error.as_ref()))?;
+        load_programs(&mut ebpf)?;
+        match placing.wait() {
+            Ok(()) => return Ok(Loaded { ebpf, rings }),
             Err(error) => {
-                size =
-                    Rings::other_size(size, &error).ok_or_else(|| maps_reason(error.as_ref()))?;
+                size = Rings::other_size(size, &error).ok_or_else(|| maps_reason(&error))?;
             }
         }
     }
-}
-
-fn size_of_each(request: &Request) -> Result<u32, String> {
-    rings::size_of_each(request.buffer).map_err(|error| format!("{error:#}"))
 }
 
 /// Hands over the constants and makes the maps. The programs are not loaded yet.
@@ -481,7 +485,7 @@ fn load_maps(
     plan: &Plan,
     request: &Request,
     size: u32,
-    kernel_types: Option<&Btf>,
+    prepared: Option<Prepared>,
 ) -> Result<Ebpf, String> {
     let (time_wait_begin, time_wait_end) = plan
         .timewait
@@ -505,9 +509,8 @@ fn load_maps(
         accept: [accept, accept4],
         padding: 0,
     };
-    let mut loader = EbpfLoader::new();
+    let mut loader: EbpfLoader<'_> = prepared.unwrap_or_default();
     loader
-        .btf(kernel_types)
         .override_global("CONFIG", zerocopy::IntoBytes::as_bytes(&config), true)
         .override_global(
             "OFFSETS",
@@ -522,10 +525,13 @@ fn load_maps(
 /// In the order in which they are to be run: the second takes what the first one missed.
 const TRANSITION: [&str; 2] = ["transition", "transition_missed"];
 
-fn load_btf(ebpf: &mut Ebpf, kernel_types: &Btf) -> Result<(), ProgramError> {
-    TRANSITION.iter().try_for_each(|name| {
-        observer::program::<BtfTracePoint>(ebpf, name)?.load(TRACEPOINT, kernel_types)
-    })
+fn load_btf(ebpf: &mut Ebpf, kernel_types: &Btf) -> Result<(), String> {
+    TRANSITION
+        .iter()
+        .try_for_each(|name| {
+            observer::program::<BtfTracePoint>(ebpf, name)?.load(TRACEPOINT, kernel_types)
+        })
+        .map_err(|error| reason(&error))
 }
 
 fn attach_btf(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
@@ -544,8 +550,16 @@ fn bucket_shift(tick: Duration) -> u32 {
     (0..8).take_while(finer).fold(0, |shift, _| shift + 3)
 }
 
+const CLASSIC: &str = "classic";
+
+fn load_classic(ebpf: &mut Ebpf) -> Result<(), String> {
+    observer::program::<TracePoint>(ebpf, CLASSIC)
+        .and_then(TracePoint::load)
+        .map_err(|error| reason(&error))
+}
+
 fn attach_classic(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
-    let program: &mut TracePoint = observer::program(ebpf, "classic")?;
-    program.load()?;
-    program.attach("sock", TRACEPOINT).map(|_| ())
+    observer::program::<TracePoint>(ebpf, CLASSIC)?
+        .attach("sock", TRACEPOINT)
+        .map(|_| ())
 }

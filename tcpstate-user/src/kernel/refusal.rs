@@ -95,6 +95,9 @@ impl Refused {
     }
 }
 
+pub(super) const NO_KPROBES: &str =
+    "this kernel has no kprobes (CONFIG_KPROBES, CONFIG_KPROBE_EVENTS)";
+
 /// Why maps cannot be made.
 pub(super) fn maps_reason(error: &dyn Error) -> String {
     if !is_map_supported(MapType::RingBuf).unwrap_or(true) {
@@ -129,7 +132,7 @@ pub(super) fn reason(error: &ProgramError) -> String {
         other => {
             let why = chain(other);
             if why.contains("event_source/devices/kprobe") {
-                "this kernel has no kprobes (CONFIG_KPROBES, CONFIG_KPROBE_EVENTS)".to_owned()
+                NO_KPROBES.to_owned()
             } else {
                 why
             }

@@ -1,24 +1,28 @@
 //! The ring buffers that the kernel side writes its records to, one for each processor, read as if they were one.
 //!
 //! A ring buffer that all processors write to makes them wait for each other at every record. So each has its own, and
-//! records are put in order by their times. That order is exact: a record gets its time after its place in the ring buffer,
-//! so whatever is not there yet when we look is younger than the moment before.
+//! records are put in order by their times. That order is as exact as the clock that all of them share
+//! (`ktime_get_mono_fast_ns`): a record gets its time after its place in the ring buffer, so whatever is not there yet when we look is younger than the moment before.
 
 use std::{
-    os::fd::{AsFd as _, OwnedFd},
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicU32, AtomicUsize, Ordering},
+    thread::{self, JoinHandle},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use aya::{
     Ebpf,
-    maps::{ArrayOfMaps, MapData},
+    maps::{Map, MapData},
     util::{nr_cpus, online_cpus},
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 use memmap2::{MmapOptions, MmapRaw};
 use tcpstate_common::record::TIME_OFFSET;
 use tokio::io::unix::AsyncFd;
+
+use super::syscall;
 
 /// The map that says which processor writes where.
 pub(super) const MAP: &str = "RINGS";
@@ -35,6 +39,10 @@ pub struct Rings {
     rings: Vec<Ring>,
     size: u32,
 }
+
+/// They are put where the programs look for them.
+#[must_use]
+pub(super) struct Placing(JoinHandle<io::Result<()>>);
 
 /// The reading end of one.
 #[derive(Debug)]
@@ -103,38 +111,38 @@ fn page_size() -> usize {
 
 impl Rings {
     /// Bytes of each if the kernel refused this size for that reason.
-    pub(super) fn other_size(size: u32, error: &anyhow::Error) -> Option<u32> {
-        let refused = error.chain().any(|error| {
-            let error = error.downcast_ref::<std::io::Error>();
-            error.and_then(std::io::Error::raw_os_error) == Some(libc::EINVAL)
-        });
-        (refused && size != FIXED).then_some(FIXED)
+    pub(super) fn other_size(size: u32, error: &io::Error) -> Option<u32> {
+        (error.raw_os_error() == Some(libc::EINVAL) && size != FIXED).then_some(FIXED)
     }
 
-    /// Makes a ring buffer of `size` bytes for each processor that runs. One that comes later shares.
+    /// Makes a ring buffer of `size` bytes for each processor that runs. One that comes later shares. They may be used when they
+    /// are in their places.
     ///
     /// # Errors
     /// If the kernel does not let us.
-    pub(super) fn new(ebpf: &mut Ebpf, size: u32) -> Result<Self> {
+    pub(super) fn new(ebpf: &mut Ebpf, size: u32) -> Result<(Self, Placing)> {
         let online = writers()?;
         let count = online.len().clamp(1, MOST);
-        let map = ebpf.map_mut(MAP).context("the eBPF object has no rings")?;
-        let mut places: ArrayOfMaps<&mut MapData, MapData> = map.try_into()?;
+        let Some(Map::ArrayOfMaps(array)) = ebpf.map(MAP) else {
+            bail!("the eBPF object has no rings");
+        };
+        let array = array.fd().as_fd().try_clone_to_owned()?;
         let mut maps = Vec::with_capacity(count);
         for _ in 0..count {
             let ring = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, size, 0);
             maps.push(MapData::create(ring, "RECORDS", None)?);
         }
-        for cpu in 0..places.len() {
+        let of_cpu = |cpu| {
             let place = online.iter().position(|online| *online == cpu);
-            let map = &maps[place.unwrap_or(cpu as usize) % count];
-            places.set(cpu, map, 0)?;
-        }
+            place.unwrap_or(cpu as usize) % count
+        };
+        let places = (0..processors()?).map(of_cpu).collect();
         let rings = maps
             .iter()
             .map(|map| Ring::new(map, size))
             .collect::<Result<_>>()?;
-        Ok(Self { rings, size })
+        let placing = Placing(thread::spawn(move || place(array.as_fd(), &maps, places)));
+        Ok((Self { rings, size }, placing))
     }
 
     /// Bytes of each.
@@ -218,6 +226,44 @@ impl Rings {
             }
         }
     }
+}
+
+impl Placing {
+    /// Until they are there.
+    ///
+    /// # Errors
+    /// If the kernel does not let us.
+    pub(super) fn wait(self) -> io::Result<()> {
+        joined(self.0.join())
+    }
+}
+
+fn joined(outcome: thread::Result<io::Result<()>>) -> io::Result<()> {
+    outcome.unwrap_or_else(|_| {
+        Err(io::Error::other(
+            "the thread that places the rings panicked",
+        ))
+    })
+}
+
+/// Puts each of these maps where it belongs. At each place the kernel waits some milliseconds (`synchronize_rcu`); those who
+/// wait at the same time wait together.
+fn place(array: BorrowedFd<'_>, maps: &[MapData], places: Vec<usize>) -> io::Result<()> {
+    const TOGETHER: usize = 64;
+    let places: Vec<_> = (0..).zip(places).collect();
+    let put = |&(place, map): &(u32, usize)| syscall::put(array, place, maps[map].fd().as_fd());
+    for places in places.chunks(TOGETHER) {
+        thread::scope(|scope| {
+            let waiting: Vec<_> = places
+                .iter()
+                .map(|place| scope.spawn(move || put(place)))
+                .collect();
+            waiting
+                .into_iter()
+                .try_for_each(|thread| joined(thread.join()))
+        })?;
+    }
+    Ok(())
 }
 
 impl Ring {

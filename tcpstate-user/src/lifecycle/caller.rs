@@ -49,12 +49,14 @@ impl Callers {
         let mut found = Self::default();
         let mut open: Option<(u64, Place)> = None;
         for line in symbols.lines() {
-            let mut words = line.split_ascii_whitespace();
-            let (Some(address), Some(_kind), Some(name)) =
-                (words.next(), words.next(), words.next())
-            else {
+            // Address, kind, name, and for a module a tab and its name.
+            let Some((address, rest)) = line.split_once(' ') else {
                 continue;
             };
+            let Some((_kind, name)) = rest.split_once(' ') else {
+                continue;
+            };
+            let name = name.split_once('\t').map_or(name, |(name, _module)| name);
             found.hashdance |= name == "inet_twsk_hashdance_schedule";
             let starts = Place::named(name);
             if open.is_none() && starts.is_none() {
@@ -128,21 +130,17 @@ enum Place {
 
 impl Place {
     fn named(name: &str) -> Option<Self> {
+        // The compiler may have split a function: `tcp_v4_rcv.part.0`.
+        let name = name.split_once('.').map_or(name, |(name, _part)| name);
         match name {
             "tw_timer_handler" => Some(Self::TimerHandler),
             "tcp_time_wait" => Some(Self::TimeWait),
             _ => NAMES
                 .iter()
-                .find(|(wanted, _)| is(name, wanted))
+                .find(|(wanted, _)| name == *wanted)
                 .map(|(_, caller)| Self::Caller(*caller)),
         }
     }
-}
-
-/// The compiler may have split a function: `tcp_v4_rcv.part.0`.
-fn is(name: &str, wanted: &str) -> bool {
-    name.strip_prefix(wanted)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 #[cfg(test)]
