@@ -25,7 +25,7 @@ use crate::{
     filter::Filter,
     kernel::{
         self, Attached, Cgroups, Hook, Missing, Reader, Request, TimeWaitHook, Tracer,
-        default_buffer, drop_privileges,
+        default_buffer, drop_privileges, hurry,
     },
     message::say,
     recording::Header,
@@ -73,6 +73,7 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
         // While we may enter network namespaces.
         header.settings = kernel::settings(SEARCH);
     }
+    hurry();
     let tape = record::begin(&args.recording, &header)?;
     // Its thread needs privileges for as long as it reads.
     let reader = attached

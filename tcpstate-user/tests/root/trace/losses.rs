@@ -124,6 +124,31 @@ fn what_is_lost_is_counted_and_marked() {
     );
 }
 
+/// Without its turn on busy processors the reader would lose events.
+#[test]
+fn it_runs_before_others_unless_it_was_told_not_to() {
+    if skipped("it_runs_before_others_unless_it_was_told_not_to") {
+        return;
+    }
+    let nice = |tool: &Tool| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", tool.id()));
+        let stat = stat.expect("it runs");
+        // After the name come the state, the third field, and others; nice is the 19th.
+        let (_, fields) = stat.rsplit_once(')').expect("a name");
+        fields.split_ascii_whitespace().nth(16).map(str::to_owned)
+    };
+    own_netns();
+    let tool = Tool::trace(&[]);
+    assert_eq!(nice(&tool).as_deref(), Some("-5"));
+    tool.stop();
+    // A thread's, which what it starts inherits.
+    // SAFETY: it is our own.
+    assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 3) }, 0);
+    let tool = Tool::trace(&[]);
+    assert_eq!(nice(&tool).as_deref(), Some("3"));
+    tool.stop();
+}
+
 /// Opens and closes this many connections, one after the other; the client closes first.
 fn churn(connections: u64) {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a listener");
