@@ -5,6 +5,11 @@
 
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(
+    internal_features,
+    reason = "a target without compare-and-swap has no `fetch_add`; the processor has the addition all the same"
+)]
 #![expect(
     clippy::inline_always,
     reason = "the verifier knows constants and types only within one function, and a call costs"

@@ -1,5 +1,7 @@
 //! The ring buffers, when their reader is woken, and what is counted when one is full.
 
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_CONS_POS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -35,7 +37,7 @@ pub(crate) fn reserve<T: 'static>(
     lost: Counter,
 ) -> Option<RingBufEntry<T>> {
     let entry = ring().and_then(|ring| ring.reserve_untyped::<T>(0));
-    if entry.is_none() && count(lost) == 1 {
+    if entry.is_none() && count(lost) == 0 {
         warn!(context, "ring buffer full: records are lost from here on");
     }
     entry
@@ -78,15 +80,16 @@ fn is_to_be_read(ring: &Ring) -> bool {
     unsafe { core::mem::replace(&mut *woken, read) != read }
 }
 
-/// Adds one to a counter of this CPU and returns its new value.
+/// Adds one to a counter of this CPU, in one instruction: an interrupt may count as well. Returns what it was just before.
 #[inline(always)]
 pub(crate) fn count(counter: Counter) -> u64 {
     let Some(value) = COUNTERS.get_ptr_mut(counter as u32) else {
         return 0;
     };
-    // SAFETY: the slot belongs to this CPU and the program is not preempted by itself.
+    // SAFETY: the slot belongs to this CPU, and is a number. Adding gives nothing back, which only newer kernels could do.
     unsafe {
-        *value += 1;
-        *value
+        let before = core::ptr::read_volatile(value);
+        atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(value, 1);
+        before
     }
 }
