@@ -378,7 +378,7 @@ impl TransitionEvent {
         } else {
             (record.raddr, record.rport)
         };
-        Ok(Self {
+        let event = Self {
             time: record.time,
             // A child of MPTCP keeps its listener's cookie (`mptcp_sk_clone`).
             cookie: known(record.cookie).filter(|_| protocol == Protocol::Tcp),
@@ -417,6 +417,12 @@ impl TransitionEvent {
                 comm: Comm::new(record.comm),
                 via: via(record.flags, old, new),
             }),
+        };
+        // Who holds a socket without a file is not known: its last user, or anybody who looks at it.
+        let orphan = record.flags & (flags::NO_FILE | flags::FILE_RELEASED) == flags::NO_FILE;
+        Ok(Self {
+            context: event.context.filter(|_| !orphan || event.is_of_a_call()),
+            ..event
         })
     }
 
@@ -442,6 +448,23 @@ impl TransitionEvent {
     #[must_use]
     pub fn is_destroyed(&self) -> bool {
         self.new == TcpState::Close && self.error == Some(libc::ECONNABORTED)
+    }
+
+    /// Whether a system call brings this about. What a packet or a timer does while a task holds the socket is done when the
+    /// task lets go of it (`__release_sock`, `tcp_release_cb`), and that may be anybody who looks at it: `ss -i`, or our own
+    /// list of sockets (`bpf_iter_tcp`).
+    #[must_use]
+    pub fn is_of_a_call(&self) -> bool {
+        use TcpState::{Close, Closing, FinWait1, FinWait2, LastAck, Listen, SynSent, TimeWait};
+        match (self.old, self.new) {
+            (_, SynSent | Listen | LastAck) => true,
+            (old, FinWait1) => old != FinWait1,
+            // The call was the one that closed it; what follows are segments and timers.
+            (FinWait1 | FinWait2 | Closing | LastAck | TimeWait, _) => false,
+            // What was not the will of a task has an error.
+            (_, Close) => self.error.is_none() || self.is_destroyed(),
+            _ => false,
+        }
     }
 
     /// Whether a socket begins a new life with this transition. A child is born in the state of its listener (that of

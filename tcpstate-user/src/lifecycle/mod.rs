@@ -361,7 +361,7 @@ impl Lifecycle {
         let Some(context) = &event.context else {
             return before;
         };
-        let in_use = !event.is_destroyed() && !before.is_some_and(has_used);
+        let in_use = event.is_of_a_call() && !event.is_destroyed() && !before.is_some_and(has_used);
         let owns = match context.via {
             Via::Connect | Via::Listen => true,
             Via::Syscall => in_use,
@@ -536,7 +536,7 @@ fn shown(event: &TransitionEvent, owner: Option<Process>) -> Option<Process> {
     let same = owner.is_some_and(|process| process.pid == context.pid);
     // That holds for a listener too, whose socket does not say so yet (`tcp_abort`).
     let maybe_destroyed = event.is_destroyed() || event.ends_listener();
-    if context.via == Via::Syscall && (same || maybe_destroyed) {
+    if context.via == Via::Syscall && (same || maybe_destroyed || !event.is_of_a_call()) {
         return owner;
     }
     Some(Process {

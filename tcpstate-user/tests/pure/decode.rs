@@ -137,7 +137,12 @@ fn the_call_is_told_from_the_socket() {
         "cannot be told"
     );
     assert_eq!(via(CloseWait, LastAck, ALIVE), Some(Via::Shutdown));
-    assert_eq!(via(FinWait2, Close, ORPHAN), Some(Via::Close));
+    assert_eq!(via(FinWait2, Close, RELEASED), Some(Via::Close));
+    assert_eq!(
+        via(FinWait2, Close, ORPHAN),
+        None,
+        "a packet, while somebody looks at the socket"
+    );
     assert_eq!(
         via(Established, CloseWait, ALIVE),
         Some(Via::Syscall),

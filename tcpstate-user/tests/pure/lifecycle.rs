@@ -214,7 +214,7 @@ fn owners_come_from_the_processes_own_calls_only() {
 }
 
 #[test]
-fn a_child_belongs_to_its_listener_until_its_process_uses_it() {
+fn a_child_belongs_to_its_listener_until_a_call_of_its_process_tells() {
     let mut lifecycle = lifecycle();
     lifecycle.transition(event(&owned(record(1, START, Close, Listen), 7, b"nginx")));
     let child = TransitionRecord {
@@ -241,9 +241,11 @@ fn a_child_belongs_to_its_listener_until_its_process_uses_it() {
     let line = lifecycle.transition(event(&read));
     assert_eq!(
         line.process.map(|process| (process.pid, process.via)),
-        Some((8, Via::Syscall))
+        Some((7, Via::Listener)),
+        "the FIN came while somebody held the socket"
     );
-    let line = lifecycle.transition(event(&record(2, START, CloseWait, LastAck)));
+    let last = owned(record(2, START, CloseWait, LastAck), 8, b"nginx");
+    let line = lifecycle.transition(event(&last));
     assert_eq!(line.process.map(|process| process.pid), Some(8));
 }
 
