@@ -86,10 +86,28 @@ fn load(program: &[u64], kind: bpf_attach_type, target: u32) -> io::Result<()> {
     load.insn_cnt = u32::try_from(program.len()).unwrap_or(u32::MAX);
     load.license = c"GPL".as_ptr() as u64;
     // SAFETY: what it points to lives through the call.
-    let program = unsafe { bpf(BPF_PROG_LOAD, &attr) }?;
+    let try_load = || unsafe { bpf(BPF_PROG_LOAD, &attr) };
+    let program = match try_load() {
+        // Before Linux 5.11 programs count as locked memory, of which there is little by default.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            lock_any_memory();
+            try_load()?
+        }
+        other => other?,
+    };
     // SAFETY: it is new, and nobody else knows of it.
     drop(unsafe { OwnedFd::from_raw_fd(program) });
     Ok(())
+}
+
+/// As aya does when it makes maps; without the privilege it stays as it is.
+fn lock_any_memory() {
+    let any = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the limit lives through the call.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const any) };
 }
 
 fn no_attributes() -> bpf_attr {
