@@ -378,7 +378,7 @@ impl TransitionEvent {
         } else {
             (record.raddr, record.rport)
         };
-        let event = Self {
+        let mut event = Self {
             time: record.time,
             // A child of MPTCP keeps its listener's cookie (`mptcp_sk_clone`).
             cookie: known(record.cookie).filter(|_| protocol == Protocol::Tcp),
@@ -420,10 +420,10 @@ impl TransitionEvent {
         };
         // Who holds a socket without a file is not known: its last user, or anybody who looks at it.
         let orphan = record.flags & (flags::NO_FILE | flags::FILE_RELEASED) == flags::NO_FILE;
-        Ok(Self {
-            context: event.context.filter(|_| !orphan || event.is_of_a_call()),
-            ..event
-        })
+        if orphan && !event.is_of_a_call() {
+            event.context = None;
+        }
+        Ok(event)
     }
 
     /// Whether this is a listening socket's own transition, not that of a child cloned from it.

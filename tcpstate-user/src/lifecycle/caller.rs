@@ -130,15 +130,16 @@ enum Place {
 
 impl Place {
     fn named(name: &str) -> Option<Self> {
-        // The compiler may have split a function: `tcp_v4_rcv.part.0`.
-        let name = name.split_once('.').map_or(name, |(name, _part)| name);
         match name {
+            // Where they begin, not a part of them.
             "tw_timer_handler" => Some(Self::TimerHandler),
             "tcp_time_wait" => Some(Self::TimeWait),
-            _ => NAMES
-                .iter()
-                .find(|(wanted, _)| name == *wanted)
-                .map(|(_, caller)| Self::Caller(*caller)),
+            _ => {
+                // The compiler may have split a function: `tcp_v4_rcv.part.0`.
+                let name = name.split_once('.').map_or(name, |(name, _part)| name);
+                let of = |(wanted, caller): &(&str, Caller)| (name == *wanted).then_some(*caller);
+                NAMES.iter().find_map(of).map(Self::Caller)
+            }
         }
     }
 }
@@ -152,7 +153,8 @@ mod tests {
         let callers = Callers::parse(
             "ffffffff82005000 t __inet_check_established\nffffffff82005000 t alias\n\
              ffffffff82006000 t tw_timer_handler\nffffffff82007000 T tcp_v4_rcv\n\
-             ffffffff82008000 T tcp_time_wait\nffffffff82008100 T other\nffffffff82009000 t tcp_abort.cold\nffffffff82009100 t last\n",
+             ffffffff82008000 T tcp_time_wait\nffffffff82008100 T other\nffffffff82009000 t tcp_abort.cold\n\
+             ffffffff82009100 t tcp_time_wait.cold\nffffffff82009200 t tw_timer_handler.part.0\nffffffff82009300 t module_function\t[module]\nffffffff82009400 t last\n",
         );
         assert!(!callers.hashdance());
         assert_eq!(callers.timer_handler(), Some(0xffff_ffff_8200_6000));

@@ -77,11 +77,11 @@ impl Guest<'_> {
         let mut running = Running(child);
         let mut report = Follower::open(&self.report)?;
         let ended = loop {
-            // Asked before the last reading, so that nothing is left unread.
             *took = Took {
                 time: began.elapsed(),
                 processor: processor_time(running.0.id()).unwrap_or(took.processor),
             };
+            // Asked before the last reading, so that nothing is left unread.
             let ended = running.0.try_wait().context("qemu cannot be watched")?;
             for line in report.lines()? {
                 heard(&line, results);
