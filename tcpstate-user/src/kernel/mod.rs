@@ -6,6 +6,7 @@ pub mod capability;
 mod cgroup;
 mod existing;
 mod format;
+mod load;
 mod misses;
 mod netns;
 mod netstat;
