@@ -4,8 +4,10 @@
 //! constant: that costs no helper call, and a page that is not there reads as zero. What lies outside the type the
 //! verifier knows (`inet_sock` behind a `sock`) goes through `bpf_probe_read_kernel`.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::{
-    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
+    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
     generated::{self, bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_skc_to_tcp_sock},
 };
 use tcpstate_common::{fields::ABSENT, record::flags};
@@ -413,11 +415,23 @@ fn netns_at(address: u64) -> (u64, u32) {
     )
 }
 
-/// Reads kernel memory at any address; zero where it cannot be read.
+/// Reads plain data of the kernel's at any address; zero where it cannot be read.
+///
+/// What the helper returns is not looked at: that would be two ways through all that comes behind. Verifiers before Linux 6.2 follow
+/// each way by itself if a program calls any function (`mark_reg_unknown`: then every number matters to them), so a dozen of
+/// reads would make 4,096 of them.
 #[inline(always)]
-pub(crate) fn probe<T: Default>(address: u64) -> T {
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel(address as *const T) }.unwrap_or_default()
+pub(crate) fn probe<T: Copy>(address: u64) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper checks the address, and writes what is there or zeros.
+    unsafe {
+        generated::bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        );
+        value.assume_init()
+    }
 }
 
 /// Whether what returns to this address was called as this function (x86-64: a call instruction of five bytes, its target

@@ -4,6 +4,8 @@ mod fentry;
 mod kprobe;
 mod timer;
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext,
     helpers::generated::{
@@ -108,10 +110,10 @@ pub(crate) fn send(context: &impl EbpfContext, minisocket: Minisocket, step: &St
     });
     match step.callers {
         Wanted::No => {}
-        Wanted::Yes => call_chain(context, &mut record.callers, 0),
+        Wanted::Yes => call_chain(context, &raw mut record.callers, 0),
         Wanted::BeforeExpiry => {
             if ticks.cast_signed() < expires(substate, step.due).cast_signed() {
-                call_chain(context, &mut record.callers, OF_TRACEPOINT);
+                call_chain(context, &raw mut record.callers, OF_TRACEPOINT);
             }
         }
     }
@@ -295,8 +297,10 @@ pub(crate) fn refused(context: &impl EbpfContext, sock: Sock, cookie: u64) -> u8
     if cookie != 0 && LAST_BORN.get(0).is_none_or(|last| *last == cookie) {
         return 0;
     }
-    let mut callers: Callers = [0; CALLERS];
-    call_chain(context, &mut callers, OF_TRACEPOINT);
+    let mut callers = MaybeUninit::<Callers>::uninit();
+    call_chain(context, callers.as_mut_ptr(), OF_TRACEPOINT);
+    // SAFETY: all of it has been written.
+    let callers = unsafe { callers.assume_init() };
     let mut found = 0;
     let mut index = 0;
     while index < CALLERS {
@@ -322,13 +326,14 @@ pub(crate) fn refused(context: &impl EbpfContext, sock: Sock, cookie: u64) -> u8
 /// How many of the first frames are those of a tracepoint itself.
 const OF_TRACEPOINT: u64 = 2;
 
+/// Writes to all of `callers`: what is beyond the chain is zero.
 #[inline(always)]
-fn call_chain(context: &impl EbpfContext, callers: &mut Callers, skipped: u64) {
+fn call_chain(context: &impl EbpfContext, callers: *mut Callers, skipped: u64) {
     // SAFETY: the buffer is of this size.
     unsafe {
         bpf_get_stack(
             context.as_ptr(),
-            callers.as_mut_ptr().cast(),
+            callers.cast(),
             size_of::<Callers>() as u32,
             skipped,
         )

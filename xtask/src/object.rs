@@ -82,6 +82,8 @@ fn rust_flags(checkout: &Checkout, target: &Path) -> Result<OsString> {
     renamed.sort_by_key(|(folder, _)| folder.as_os_str().len());
 
     let mut flags = OsString::from("-Cdebuginfo=2\x1f-Clinker=bpf-linker\x1f-Clink-arg=--btf");
+    // In order, LLVM makes a call of `memset` of any zeros. See `probe` in tcpstate-ebpf/src/memory.rs.
+    flags.push("\x1f-Clink-arg=--disable-expand-memcpy-in-order");
     flags.push(format!("\x1f--cfg=bpf_target_arch=\"{ARCHITECTURE}\""));
     for (folder, name) in renamed {
         flags.push("\x1f--remap-path-prefix=");

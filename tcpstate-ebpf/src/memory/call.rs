@@ -1,6 +1,8 @@
 //! A system call that has just ended: which one, its arguments, and the socket it was about.
 
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_user};
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::{bpf_get_current_task, generated::bpf_probe_read_user};
 use tcpstate_common::fields::ABSENT;
 
 use super::{AF_INET6, Address, cookie_at, ipv4_mapped, netns_at, probe};
@@ -112,9 +114,17 @@ fn task() -> u64 {
     unsafe { bpf_get_current_task() }
 }
 
-/// Reads the memory of the current program; zero where it cannot be read.
+/// Reads plain data of the current program; zero where it cannot be read.
 #[inline(always)]
-fn user<T: Default>(address: u64) -> T {
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_user(address as *const T) }.unwrap_or_default()
+fn user<T: Copy>(address: u64) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper checks the address, and writes what is there or zeros.
+    unsafe {
+        bpf_probe_read_user(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        );
+        value.assume_init()
+    }
 }

@@ -32,5 +32,6 @@ mod states;
 mod support;
 mod timewait;
 mod trace;
+mod verifier;
 mod views;
 mod wire;
