@@ -223,7 +223,10 @@ fn time_wait_goes_on_without_its_socket() {
         drop(socket);
         assert_ne!(before, after);
         let (before, after) = (connection(&conns, before), connection(&conns, after));
-        assert_eq!(before["cookie"], after["cookie"], "one socket");
+        // Without cookies each life has a number of its own, from 2^52 upwards.
+        if before["cookie"].as_u64() < Some(1 << 52) {
+            assert_eq!(before["cookie"], after["cookie"], "one socket");
+        }
         for life in [&before, &after] {
             assert_eq!(life["opened"], "active", "{life}");
             assert_eq!(life["bounds"], json!({}));

@@ -19,11 +19,14 @@ use crate::{
 
 const NOBODY: u32 = 65_534;
 
+/// Seconds after which a tool that does not end by itself is ended. In an emulated machine it begins after twenty.
+const LIMIT: &str = "60";
+
 /// Runs to its end; one that does not end by itself is ended after a while.
 fn tcpstate(arguments: &[&str]) -> Command {
     let mut command = Command::new("timeout");
     command
-        .args(["-s", "INT", "20", env!("CARGO_BIN_EXE_tcpstate")])
+        .args(["-s", "INT", LIMIT, env!("CARGO_BIN_EXE_tcpstate")])
         .args(arguments);
     command
 }
@@ -46,7 +49,7 @@ fn without_privileges_it_says_which_are_missing() {
     let nobody = |arguments: &[&str]| {
         let mut command = Command::new("timeout");
         command
-            .args(["20"])
+            .arg(LIMIT)
             .arg(folder.tcpstate())
             .args(arguments)
             .uid(NOBODY)
@@ -96,7 +99,7 @@ fn two_capabilities_are_enough() {
             "--bounding-set=-all,+bpf,+perfmon",
             "--",
             "timeout",
-            "20",
+            LIMIT,
         ])
         .arg(folder.tcpstate())
         .args(["trace", "-j", "--duration", "0.3", "--hook", "btf"]);
@@ -353,7 +356,7 @@ fn cgroups_have_names_without_the_privilege_to_open_handles() {
             "--inh-caps=-all,+bpf,+perfmon",
             "--",
             "timeout",
-            "20",
+            LIMIT,
         ])
         .arg(folder.tcpstate())
         .args(["trace", "-j", "--netns", "self", "--count", "2"]);

@@ -130,16 +130,17 @@ fn has_ss() -> bool {
 }
 
 /// Destroys the actively closing sockets with this local port, as an administrator does, and says whether that worked: old
-/// kernels do not destroy minisockets (`tcp_abort`).
+/// kernels do not destroy minisockets (`tcp_abort`). `ss` shows those that the kernel has destroyed.
 fn destroy(port: u16) -> bool {
-    let was_there = in_the_list(port, &CLOSING);
     let filter = format!("sport = :{port}");
     let wanted = ["state", "time-wait", "state", "fin-wait-2"];
     let mut ss = Command::new("ss");
-    ss.args(["-K", "-tn"]).args(wanted).arg(&filter);
-    let ended = start(ss.stdout(Stdio::null())).wait();
-    assert!(ended.expect("ss (iproute2) runs").success());
-    was_there && !in_the_list(port, &CLOSING)
+    ss.args(["-K", "-H", "-tn"]).args(wanted).arg(&filter);
+    let output = start(ss.stdout(Stdio::piped())).wait_with_output();
+    let output = output.expect("ss (iproute2) ends");
+    assert!(output.status.success());
+    let destroyed = String::from_utf8(output.stdout).expect("text");
+    destroyed.contains(&format!(":{port} "))
 }
 
 pub(crate) fn now() -> f64 {
