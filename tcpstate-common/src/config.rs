@@ -107,8 +107,8 @@ pub struct Config {
     pub bind: u32,
     /// Numbers of accept() and accept4().
     pub accept: [u32; 2],
-    /// Always zero.
-    pub padding: u32,
+    /// Process id of user space, as the initial PID namespace counts; 0 if that is not known.
+    pub own_process: u32,
 }
 
 impl Config {
@@ -127,7 +127,7 @@ impl Config {
             hashdance: 0,
             bind: 0,
             accept: [0; 2],
-            padding: 0,
+            own_process: 0,
         }
     }
 }

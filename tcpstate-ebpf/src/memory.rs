@@ -457,8 +457,9 @@ pub(crate) fn returns_from(address: u64, function: u64) -> bool {
     ((instruction & 0xff) ^ CALL) | (before & !PADDING) == 0
 }
 
-/// The current task, unless it is a kernel thread: one that closes a socket for others is nobody's process. Its process is
-/// named by the thread group leader, as `ps` does: threads have names of their own.
+/// The current task, unless it is a kernel thread: one that closes a socket for others is nobody's process. Nor are we one: we
+/// have no TCP sockets, but whoever reads `/proc/PID/fd` holds each file for a moment, and is the last to let it go if its owner closes it
+/// just then. The process is named by the thread group leader, as `ps` does: threads have names of their own.
 #[inline(always)]
 pub(crate) fn current_process() -> Option<Process> {
     const PF_KTHREAD: u32 = 0x0020_0000;
@@ -466,8 +467,12 @@ pub(crate) fn current_process() -> Option<Process> {
         return None;
     }
     let ids = bpf_get_current_pid_tgid();
+    let pid = (ids >> 32) as u32;
+    if pid == constant!(CONFIG.own_process) {
+        return None;
+    }
     Some(Process {
-        pid: (ids >> 32) as u32,
+        pid,
         tid: ids as u32,
         comm: process_name(),
     })

@@ -9,7 +9,7 @@ use aya::{
 use tcpstate_common::config::Config;
 
 use super::{
-    call, observer,
+    call, in_initial_pid_namespace, observer,
     plan::{Plan, Request},
     refusal::{maps_reason, reason},
     rings::{self, Rings},
@@ -80,7 +80,9 @@ fn load_maps(
         hashdance: plan.callers.hashdance().into(),
         bind,
         accept: [accept, accept4],
-        padding: 0,
+        own_process: in_initial_pid_namespace()
+            .then(std::process::id)
+            .unwrap_or_default(),
     };
     let mut loader: EbpfLoader<'_> = prepared.unwrap_or_default();
     loader

@@ -2,7 +2,8 @@
 //!
 //! A ring buffer that all processors write to makes them wait for each other at every record. So each has its own, and
 //! records are put in order by their times. That order is as exact as the clock that all of them share
-//! (`ktime_get_mono_fast_ns`): a record gets its time after its place in the ring buffer, so whatever is not there yet when we look is younger than the moment before.
+//! (`ktime_get_mono_fast_ns`): a record gets its time after its place in the ring buffer, so whatever is not there yet when we
+//! look is younger than the moment before.
 
 use std::{
     io,
