@@ -2,7 +2,6 @@
 //! counters of the namespace.
 
 use std::{
-    fs,
     io::{Read as _, Write as _},
     net::{Shutdown, TcpStream},
     thread,
@@ -14,6 +13,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
 use crate::{
+    counters::counter,
     opens::states_of,
     peer::{Peer, close, connecting, established, listener, reconnect},
     recording::record,
@@ -368,16 +368,4 @@ fn probe(peer: &mut Peer<'_>) {
     };
     peer.send_as_it_is(&old);
     peer.expect(ACK);
-}
-
-/// A counter of TCP of the namespace of this thread.
-fn counter(name: &str) -> u64 {
-    let table = fs::read_to_string("/proc/thread-self/net/snmp").expect("the counters");
-    let mut lines = table.lines().filter(|line| line.starts_with("Tcp:"));
-    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    names
-        .split(' ')
-        .zip(values.split(' '))
-        .find_map(|(found, value)| (found == name).then(|| value.parse().ok())?)
-        .expect("a counter of that name")
 }

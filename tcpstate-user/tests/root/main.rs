@@ -8,6 +8,7 @@ mod calls;
 mod churn;
 mod closes;
 mod containers;
+mod counters;
 mod doctor;
 mod exhaustion;
 mod existing;

@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
 use crate::{
+    counters::counter,
     support::{Printed, Tool, nobody_starts, own_netns, port, skipped, start, steps, text},
     trace::{ACTIVE, PASSIVE},
 };
@@ -144,26 +145,8 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
     ))
 }
 
-/// A counter of the namespace of this thread: `Tcp RetransSegs`, `TcpExt TCPOFOQueue` ...
-fn counter(group: &str, name: &str) -> u64 {
-    let table = ["snmp", "netstat"].map(|file| {
-        fs::read_to_string(format!("/proc/thread-self/net/{file}")).expect("the counters")
-    });
-    let table = table.concat();
-    let mut lines = table
-        .lines()
-        .filter_map(|line| line.strip_prefix(group)?.strip_prefix(": "));
-    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    names
-        .split(' ')
-        .zip(values.split(' '))
-        .find(|(known, _)| *known == name)
-        .and_then(|(_, value)| value.parse().ok())
-        .expect("a counter of that name")
-}
-
 fn retransmitted() -> u64 {
-    counter("Tcp", "RetransSegs")
+    counter("RetransSegs")
 }
 
 /// Waits until the namespace of this thread has no full socket in one of these states (`04`).
@@ -427,7 +410,7 @@ fn what_arrives_twice_happens_once() {
     cable.near("delay 5ms duplicate 100%");
     cable.far("delay 5ms duplicate 100%");
     lives_are_as_ever(&cable, &listener);
-    let twice = cable.there(|| counter("TcpExt", "TCPDSACKOldSent"));
+    let twice = cable.there(|| counter("TCPDSACKOldSent"));
     assert!(twice > 0, "the witness");
 }
 
@@ -440,7 +423,7 @@ fn what_arrives_in_disorder_happens_in_order() {
     cable.warm_up(&listener);
     cable.near("delay 20ms reorder 50%");
     lives_are_as_ever(&cable, &listener);
-    let early = cable.there(|| counter("TcpExt", "TCPOFOQueue"));
+    let early = cable.there(|| counter("TCPOFOQueue"));
     assert!(early > 0, "the witness");
 }
 

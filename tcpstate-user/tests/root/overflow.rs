@@ -10,8 +10,9 @@ use std::{
 };
 
 use crate::{
+    counters::counter,
     support::{Tool, for_each_observer, sysctl, text},
-    timewait::{connect, counter, half_close, in_the_list, listener, wait_until_gone},
+    timewait::{connect, half_close, in_the_list, listener, wait_until_gone},
 };
 
 /// Waits until something holds that packets bring about; what is checked afterwards tells if it never did.

@@ -13,6 +13,7 @@ use std::{
 
 use serde_json::Value;
 
+use crate::counters::counter;
 use crate::recording::record;
 use crate::support::{
     Printed, Tool, for_each_observer, nobody_starts, observers, own_netns, port, probe, skipped,
@@ -105,22 +106,6 @@ pub(crate) fn in_the_list(port: u16, states: &[&str]) -> bool {
         words.get(1).is_some_and(|end| end.ends_with(&local))
             && words.get(3).is_some_and(|state| states.contains(state))
     })
-}
-
-/// A counter of the namespace of this thread.
-pub(crate) fn counter(name: &str) -> u64 {
-    let table = fs::read_to_string("/proc/thread-self/net/netstat").expect("the counters");
-    let mut lines = table.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let position = names
-        .split(' ')
-        .position(|word| word == name)
-        .expect("a counter of that name");
-    values
-        .split(' ')
-        .nth(position)
-        .and_then(|value| value.parse().ok())
-        .expect("a number")
 }
 
 fn has_ss() -> bool {

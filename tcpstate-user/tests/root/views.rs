@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
+    counters::counter,
     nginx::{Nginx, lacks},
     server::{CHILD_CLOSES, CLOSES_FIRST, LEAKS, NEVER_FIRST, RESETS, Server, greeted},
     support::{Printed, Tool, lacks_timewait, nobody_starts, own_netns, skipped, start, text},
@@ -426,18 +427,6 @@ fn nginx_and_ab(port: u16, keep_alive: &str, flags: &[&str]) -> HashMap<String, 
     closed
 }
 
-/// A counter of TCP of the namespace of this thread.
-pub fn counted(name: &str) -> u64 {
-    let table = fs::read_to_string("/proc/thread-self/net/snmp").expect("the counters");
-    let mut lines = table.lines().filter(|line| line.starts_with("Tcp:"));
-    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let mut pairs = names.split(' ').zip(values.split(' '));
-    let value = pairs.find(|(one, _)| *one == name);
-    value
-        .and_then(|(_, value)| value.parse().ok())
-        .expect("a number")
-}
-
 #[test]
 fn nginx_closes_first_without_keep_alive_and_its_client_with() {
     const TEST: &str = "nginx_closes_first_without_keep_alive_and_its_client_with";
@@ -449,15 +438,15 @@ fn nginx_closes_first_without_keep_alive_and_its_client_with() {
     }
     own_netns();
     // Besides its requests ab opens up to eight connections that it closes unused: the kernel counts them.
-    let before = counted("PassiveOpens");
+    let before = counter("PassiveOpens");
     let off = nginx_and_ab(7441, "0", &[]);
-    let opened = counted("PassiveOpens") - before;
+    let opened = counter("PassiveOpens") - before;
     assert!((400..=408).contains(&opened), "{opened}");
     assert_eq!(off["nginx"], (opened, 400), "{off:?}");
     assert_eq!(off["ab"], (opened, opened - 400), "{off:?}");
-    let before = counted("PassiveOpens");
+    let before = counter("PassiveOpens");
     let on = nginx_and_ab(7442, "60", &["-k"]);
-    let opened = counted("PassiveOpens") - before;
+    let opened = counter("PassiveOpens") - before;
     assert!((8..=16).contains(&opened), "{opened}");
     assert_eq!(on["nginx"], (opened, 0), "{on:?}");
     assert_eq!(on["ab"], (opened, opened), "{on:?}");

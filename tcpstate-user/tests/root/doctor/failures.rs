@@ -13,12 +13,13 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
-use super::{connect, counter, doctor, findings, listener, seen, serve};
+use super::{connect, doctor, findings, listener, seen, serve};
 use crate::{
+    counters::counter,
     peer::{self, Peer, close, connecting},
     python::{Python, lacks_python},
     support::{Tool, nobody_starts, own_netns, skipped, text},
-    views::{counted, wait_until},
+    views::wait_until,
     wire::{SYN, Segment, Wire},
 };
 
@@ -346,7 +347,7 @@ fn a_fin_that_nobody_acknowledges_is_told_from_one_that_is() {
         let tool = doctor(&["--stay", "0.5"]);
         closed_to_a_peer(&wire, !silent);
         if silent {
-            wait_until("FINs come again", || counted("RetransSegs") >= 12);
+            wait_until("FINs come again", || counter("RetransSegs") >= 12);
         }
         sleep(Duration::from_secs(1));
         let printed = tool.stop();

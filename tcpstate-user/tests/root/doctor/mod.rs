@@ -160,16 +160,6 @@ fn serve(port: u16, reuse: bool) -> nix::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A counter of this thread's network namespace.
-fn counter(name: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/net/netstat").expect("counters");
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let mut pairs = names.split(' ').zip(values.split(' '));
-    let (_, value) = pairs.find(|(one, _)| *one == name).expect("it is there");
-    value.parse().expect("a number")
-}
-
 #[test]
 fn a_quiet_machine_with_odd_settings_gets_no_alarm() {
     if skipped("a_quiet_machine_with_odd_settings_gets_no_alarm") {

@@ -4,8 +4,9 @@ use std::net::TcpListener;
 
 use serde_json::Value;
 
-use super::{connect, counter, doctor, findings, listener, seen, time_waits};
+use super::{connect, doctor, findings, listener, seen, time_waits};
 use crate::{
+    counters::counter,
     peer::{self, Peer, close},
     support::{lacks_timewait, nobody_starts, own_netns, skipped, sysctl, text},
     views::wait_until,
