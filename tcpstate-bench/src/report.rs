@@ -66,6 +66,9 @@ pub fn markdown(
     if let Some(costs) = &results.costs {
         page.costs(subjects, costs);
     }
+    if let (Some(rates), Some(costs)) = (&results.rates, &results.costs) {
+        page.bounds(bench, subjects, rates, costs);
+    }
     if let Some(added) = &results.added {
         page.added(subjects, added);
     }
@@ -191,6 +194,42 @@ impl Page {
                     .map_or_else(|| "-".to_owned(), |each| format!("{each:.0}")),
                 programs.collect::<Vec<_>>().join("; "),
                 lost,
+            ]);
+        }
+    }
+
+    /// What the goals leave for a transition, beside what it takes.
+    fn bounds(&mut self, bench: &Bench, subjects: &[Subject], rates: &Rates, costs: &[Cost]) {
+        let (Some(cpu), Some(rate)) = (rates.cpu.median(), rates.without.median()) else {
+            return;
+        };
+        let transitions = number(bench.load.mode.transitions());
+        let each = 1e9 * cpu / rate / transitions;
+        self.head(
+            "What bounds the connection rate",
+            &format!(
+                "Processors are busy all the time, so what is done for a transition is not done for connections. A connection of this load takes {:.1} us of                  processor time, and has {transitions:.0} transitions: {each:.0} ns each. Left: what the goal allows for a transition, for everything.                  Programs and process: what it takes, from the two tables above. Alone: the ratio that these would give; calling the                  programs, and what they and the process push out of the caches, comes on top.",
+                each * transitions / 1e3,
+            ),
+            &["", "left (ns)", "programs (ns)", "process (ns)", "alone", "measured"],
+        );
+        for ((subject, rate), cost) in subjects.iter().zip(&rates.rows).zip(costs) {
+            let (Some(goal), Some(user), Some(system), Some(programs)) = (
+                subject.goals.ratio,
+                rate.user.median(),
+                rate.system.median(),
+                cost.each(),
+            ) else {
+                continue;
+            };
+            let process = 1e3 * (user + system);
+            self.row(&[
+                subject.name.clone(),
+                format!("{:.0}", each * (1.0 / goal - 1.0)),
+                format!("{programs:.0}"),
+                format!("{process:.0}"),
+                format!("{:.2}", each / (each + programs + process)),
+                rate.ratio.shown(2),
             ]);
         }
     }

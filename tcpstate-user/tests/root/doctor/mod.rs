@@ -84,7 +84,10 @@ fn comparable(mut findings: Vec<Value>) -> Vec<Value> {
 /// The findings of one rule, and the exit code.
 fn findings(printed: &Printed, rule: &str) -> (Vec<Value>, Option<i32>) {
     let last = printed.events("diagnosis").pop().expect("a last line");
-    assert_eq!(last["counts"], "exact", "{}", printed.err);
+    // In an emulated machine with Linux 7 our programs are interrupted now and then, and that is told.
+    let exact = !printed.err.contains("they interrupted our programs");
+    let counts = if exact { "exact" } else { "about" };
+    assert_eq!(last["counts"], counts, "{}", printed.err);
     let all = printed.events("finding");
     let of_rule = all.into_iter().filter(|finding| finding["rule"] == rule);
     (of_rule.collect(), printed.status.code())
