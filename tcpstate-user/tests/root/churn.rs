@@ -78,92 +78,91 @@ fn counts_births(listener: &TcpListener) -> bool {
 
 #[test]
 fn every_minisocket_is_counted_as_the_kernel_counts() {
-    for_each_observer(
-        "every_minisocket_is_counted_as_the_kernel_counts",
-        |observer| {
-            const COUNTERS: [&str; 3] = ["TW", "TWKilled", "TWRecycled"];
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
-            let counts_births = counts_births(&listener);
-            sysctl("net/ipv4/tcp_max_tw_buckets", "65536");
-            // As many ports as one round needs, so that the second round takes over what the first has left.
-            let round = round();
-            let range = format!("10000 {}", 10_000 + round / 5 * 6);
-            sysctl("net/ipv4/ip_local_port_range", &range);
-            sysctl("net/ipv4/tcp_tw_reuse", "1");
-            // What waits for a FIN no longer than four seconds counts as TWKilled.
-            sysctl("net/ipv4/tcp_fin_timeout", "3");
-            let tool = Tool::start(&[
-                "trace",
-                "-j",
-                "--netns",
-                "self",
-                "--skip-existing",
-                "--timewait",
-                observer,
-                "--state",
-                "fin_wait2,time_wait",
-            ]);
-            let before = COUNTERS.map(counter);
-            churn(&listener, round);
-            // The kernel takes over only what is older than a second.
-            thread::sleep(Duration::from_millis(2100));
-            churn(&listener, round);
-            thread::sleep(Duration::from_millis(300));
-            let after = COUNTERS.map(counter);
-            let printed = tool.stop();
+    const TEST: &str = "every_minisocket_is_counted_as_the_kernel_counts";
+    for_each_observer(TEST, |observer| {
+        const COUNTERS: [&str; 3] = ["TW", "TWKilled", "TWRecycled"];
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+        let counts_births = counts_births(&listener);
+        sysctl("net/ipv4/tcp_max_tw_buckets", "65536");
+        // As many ports as one round needs, so that the second round takes over what the first has left.
+        let round = round();
+        let range = format!("10000 {}", 10_000 + round / 5 * 6);
+        sysctl("net/ipv4/ip_local_port_range", &range);
+        sysctl("net/ipv4/tcp_tw_reuse", "1");
+        // What waits for a FIN no longer than four seconds counts as TWKilled.
+        sysctl("net/ipv4/tcp_fin_timeout", "3");
+        let tool = Tool::start(&[
+            "trace",
+            "-j",
+            "--netns",
+            "self",
+            "--skip-existing",
+            "--timewait",
+            observer,
+            "--state",
+            "fin_wait2,time_wait",
+        ]);
+        let before = COUNTERS.map(counter);
+        churn(&listener, round);
+        // The kernel takes over only what is older than a second.
+        thread::sleep(Duration::from_millis(2100));
+        churn(&listener, round);
+        thread::sleep(Duration::from_millis(300));
+        let after = COUNTERS.map(counter);
+        let printed = tool.stop();
 
-            let mut born = BTreeMap::new();
-            let mut ended = BTreeMap::new();
-            let mut seen = BTreeSet::new();
-            for line in printed.transitions() {
-                if line["minisocket"] != true {
-                    continue;
-                }
-                // At its birth the full socket gives way: the first line of its cookie.
-                if seen.insert(line["cookie"].as_u64()) {
-                    *born.entry(line["new"].clone().to_string()).or_insert(0) += 1;
-                }
-                if line["new"] == "close" {
-                    let reason = line["reason"].clone();
-                    *ended.entry(reason.to_string()).or_insert(0) += 1;
-                }
+        let mut born = BTreeMap::new();
+        let mut ended = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        for line in printed.transitions() {
+            if line["minisocket"] != true {
+                continue;
             }
-            let of = |counts: &BTreeMap<String, u64>, what: &str| {
-                let what = Value::from(what).to_string();
-                counts.get(&what).copied().unwrap_or_default()
-            };
-            let ours = [
-                of(&born, "time_wait"),
-                of(&born, "fin_wait2"),
-                of(&ended, "reused_connect"),
-            ];
-            let kernels = [0, 1, 2].map(|index| after[index] - before[index]);
-            let loss = &printed.summary()["loss"];
-            assert_eq!(loss["ring_full"], 0);
-            // A kprobe is not run where it interrupts another program; that is told.
-            if observer == "kprobe" && loss["missed"] != 0 {
-                return;
+            // At its birth the full socket gives way: the first line of its cookie.
+            if seen.insert(line["cookie"].as_u64()) {
+                *born.entry(line["new"].clone().to_string()).or_insert(0) += 1;
             }
-            assert_eq!(
-                (&loss["missed"], &printed.summary()["damaged"]),
-                (&0.into(), &0.into())
+            if line["new"] == "close" {
+                let reason = line["reason"].clone();
+                *ended.entry(reason.to_string()).or_insert(0) += 1;
+            }
+        }
+        let of = |counts: &BTreeMap<String, u64>, what: &str| {
+            let what = Value::from(what).to_string();
+            counts.get(&what).copied().unwrap_or_default()
+        };
+        let ours = [
+            of(&born, "time_wait"),
+            of(&born, "fin_wait2"),
+            of(&ended, "reused_connect"),
+        ];
+        let kernels = [0, 1, 2].map(|index| after[index] - before[index]);
+        let loss = &printed.summary()["loss"];
+        assert_eq!(loss["ring_full"], 0);
+        // A kprobe is not run where it interrupts another program, and from Linux 7 another task may interrupt any; that is told.
+        if loss["missed"] != 0 {
+            eprintln!(
+                "SKIPPED {TEST} by {observer}: the kernel left out {}",
+                loss["missed"]
             );
-            let compared = if counts_births { 0.. } else { 2.. };
-            assert_eq!(
-                ours[compared.clone()],
-                kernels[compared],
-                "{COUNTERS:?} {born:?} {ended:?}"
-            );
-            assert_eq!(ours[0] + ours[1], u64::from(round) * 2);
-            assert!(ours.iter().all(|count| *count > 0), "{ours:?}");
-            // Where a FIN is sent again because the machine is slow, a RST answers the TIME_WAIT's second acknowledgement.
-            let reset = of(&ended, "rst");
-            assert!(reset <= counter("RetransSegs"), "{ended:?}");
-            assert_eq!(
-                ours[2] + of(&ended, "expired") + reset,
-                ended.values().sum::<u64>(),
-                "nothing else ends here: {ended:?}"
-            );
-        },
-    );
+            return;
+        }
+        assert_eq!(printed.summary()["damaged"], 0);
+        let compared = if counts_births { 0.. } else { 2.. };
+        assert_eq!(
+            ours[compared.clone()],
+            kernels[compared],
+            "{COUNTERS:?} {born:?} {ended:?}"
+        );
+        assert_eq!(ours[0] + ours[1], u64::from(round) * 2);
+        assert!(ours.iter().all(|count| *count > 0), "{ours:?}");
+        // Where a FIN is sent again because the machine is slow, a RST answers the TIME_WAIT's second acknowledgement.
+        let reset = of(&ended, "rst");
+        assert!(reset <= counter("RetransSegs"), "{ended:?}");
+        assert_eq!(
+            ours[2] + of(&ended, "expired") + reset,
+            ended.values().sum::<u64>(),
+            "nothing else ends here: {ended:?}"
+        );
+    });
 }

@@ -92,10 +92,10 @@ fn the_forecast_is_right_and_the_process_that_fails_is_named() {
         let Some(row) = of(&rows) else { continue };
         assert_eq!(row["limit"], 20);
         let used = row["used"].as_u64().expect("a count");
-        assert_eq!(
-            row["minisockets"].as_u64(),
-            Some(used),
-            "all have been closed"
+        let minisockets = row["minisockets"].as_u64().expect("a count");
+        assert!(
+            (used - 1..=used).contains(&minisockets),
+            "all have been closed, but the one that is being made just then: {row}"
         );
         assert_eq!(row["free"].as_u64(), Some(20 - used));
         // With six or more behind it and some way to go.

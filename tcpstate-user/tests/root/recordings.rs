@@ -385,7 +385,9 @@ fn a_slow_disk_costs_records_that_are_counted() {
     let summary = witness.out.lines().last().expect("a summary");
     let summary: Value = serde_json::from_str(summary).expect("an object");
     let seen = number(&summary["events"]);
-    assert_eq!(number(&info["transitions"]) + unrecorded, seen);
+    let recorded = number(&info["transitions"]) + unrecorded;
+    let unseen = number(&info["lost"]["missed"]).max(number(&summary["loss"]["missed"]));
+    assert!(recorded.abs_diff(seen) <= unseen, "{info} {summary}");
     let text = shown(&["info", &file]);
     let told = format!("{unrecorded}: the disk was too slow");
     assert!(text.contains(&told), "{text}");

@@ -179,15 +179,17 @@ fn churn_on_all_processors_leaves_nothing_unaccounted_for() {
         count(&summary["loss"]["ring_full"]),
         count(&summary["undecided"]),
     );
+    // From Linux 7 a task may be interrupted by another one in our programs, and then by a third: at most that many are not seen.
+    let unseen = count(&summary["loss"]["missed"]);
     eprintln!("{connections} connections, {happened} transitions, {shown} shown, {lost} lost");
     assert!(connections > 0);
-    assert_eq!(
-        shown + lost + undecided,
-        happened,
-        "while our programs were interrupted the kernel left out {missed} calls, of all namespaces: {summary}"
+    let told = shown + lost + undecided;
+    assert!(
+        (told..=told + unseen).contains(&happened),
+        "{told} of {happened}; while our programs were interrupted the kernel left out {missed} calls, of all namespaces: {summary}"
     );
     assert_eq!(count(&summary["loss"]["undecodable"]), 0);
-    if lost == 0 {
+    if lost + unseen == 0 {
         assert_eq!(count(&summary["damaged"]), 0);
         assert_eq!(undecided, 0);
     }
