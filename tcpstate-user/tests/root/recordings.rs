@@ -386,8 +386,12 @@ fn a_slow_disk_costs_records_that_are_counted() {
     let summary: Value = serde_json::from_str(summary).expect("an object");
     let seen = number(&summary["events"]);
     let recorded = number(&info["transitions"]) + unrecorded;
+    // Each has programs of its own: what one of them is interrupted at may come twice, or not at all.
     let unseen = number(&info["lost"]["missed"]).max(number(&summary["loss"]["missed"]));
-    assert!(recorded.abs_diff(seen) <= unseen, "{info} {summary}");
+    assert!(
+        recorded.abs_diff(seen) <= unseen + seen / 10_000,
+        "{info} {summary}"
+    );
     let text = shown(&["info", &file]);
     let told = format!("{unrecorded}: the disk was too slow");
     assert!(text.contains(&told), "{text}");
