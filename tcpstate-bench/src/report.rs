@@ -208,7 +208,7 @@ impl Page {
         self.head(
             "What bounds the connection rate",
             &format!(
-                "Processors are busy all the time, so what is done for a transition is not done for connections. A connection of this load takes {:.1} us of                  processor time, and has {transitions:.0} transitions: {each:.0} ns each. Left: what the goal allows for a transition, for everything.                  Programs and process: what it takes, from the two tables above. Alone: the ratio that these would give; calling the                  programs, and what they and the process push out of the caches, comes on top.",
+                "Processors are busy all the time, so what is done for a transition is not done for connections. A connection of this load takes {:.1} us of processor time, and has {transitions:.0} transitions: {each:.0} ns each. Left: what the goal allows for a transition, for everything. Programs and process: what it takes, from the two tables above. Alone: the ratio that these would give; calling the programs, and what they and the process push out of the caches, comes on top.",
                 each * transitions / 1e3,
             ),
             &["", "left (ns)", "programs (ns)", "process (ns)", "alone", "measured"],

@@ -25,53 +25,47 @@ const IPPROTO_TCP: u16 = 6;
 const IPPROTO_SCTP: u16 = 132;
 const IPPROTO_MPTCP: u16 = 262;
 
-/// What tells an event from those that interrupt it: the socket and its new state.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Event {
-    socket: u64,
-    new: u64,
-}
-
-/// Per CPU: the event that the first program was run for last, and the one before it.
+/// Per CPU, at a place that the socket says: the last event there that the first program was run for and the second was not
+/// yet. Whoever interrupts us, and is not looked at a second time while we are, leaves his own note at a place of his own.
 #[map]
-static NOTED: PerCpuArray<[Event; 2]> = PerCpuArray::with_max_entries(1, 0);
+static NOTED: PerCpuArray<[u64; 1 << NOTED_BITS]> = PerCpuArray::with_max_entries(1, 0);
+
+const NOTED_BITS: u32 = 8;
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn transition(context: BtfTracePointContext) -> i32 {
-    if let Some([last, before]) = noted() {
-        *before = *last;
-        *last = Event::of(&context);
+    if let Some((noted, event)) = noted(&context) {
+        *noted = event;
     }
     send(&context, 0)
 }
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn transition_missed(context: BtfTracePointContext) -> i32 {
-    if let Some([last, before]) = noted()
-        && *last == Event::of(&context)
+    if let Some((noted, event)) = noted(&context)
+        && *noted == event
     {
-        // If this interrupts the second look at another event, that one is to be found as it was.
-        *last = *before;
+        *noted = 0;
         return 0;
     }
     ring::count(Counter::SecondLook);
     send(&context, flags::SECOND_LOOK)
 }
 
+/// Where an event is noted, and what tells it from others: its socket and the new state.
 #[inline(always)]
-fn noted() -> Option<&'static mut [Event; 2]> {
-    // SAFETY: the slot belongs to this CPU; what interrupts us leaves it as it has found it.
-    NOTED.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
-}
-
-impl Event {
-    #[inline(always)]
-    fn of(context: &BtfTracePointContext) -> Self {
-        Self {
-            socket: context.arg(0),
-            new: context.arg(2),
-        }
-    }
+fn noted(context: &BtfTracePointContext) -> Option<(&'static mut u64, u64)> {
+    /// 2^64 by the golden ratio: nearby addresses have places far apart.
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let table = NOTED.get_ptr_mut(0)?.cast::<u64>();
+    // The verifier takes the distance of two addresses for a number, and an address not.
+    let socket = context.arg::<u64>(0).wrapping_sub(table as u64);
+    let new: u64 = context.arg(2);
+    let place = socket.wrapping_mul(SPREAD) >> (u64::BITS - NOTED_BITS);
+    // SAFETY: it is within the table, which belongs to this CPU, and is one number.
+    let noted = unsafe { &mut *table.add(place as usize) };
+    // Sockets begin at multiples of the cache's lines, and states are small.
+    Some((noted, socket.wrapping_add(new)))
 }
 
 #[inline(always)]

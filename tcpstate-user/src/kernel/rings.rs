@@ -316,27 +316,26 @@ impl Ring {
     }
 
     fn head(&mut self) -> Head {
-        loop {
-            let Some(header) = self.header(self.at) else {
-                return Head::Nothing;
-            };
+        let mut earliest = None;
+        let mut at = self.at;
+        while let Some(header) = self.header(at) {
+            let next = at + stride(header & !(Self::UNFINISHED | Self::DISCARDED));
             if header & Self::UNFINISHED != 0 {
                 return Head::Unfinished;
             }
             if header & Self::DISCARDED == 0 {
-                break;
+                let time = self.time(at);
+                // What interrupted the one before between its place and its time stands behind it, and is older.
+                if earliest.is_some_and(|earliest| earliest <= time) {
+                    break;
+                }
+                earliest = Some(time);
+            } else if at == self.at {
+                self.at = next;
             }
-            self.at += stride(header & !Self::DISCARDED);
+            at = next;
         }
-        let time = self.time(self.at);
-        // An interrupt between place and time: what it has to say stands behind, and is older.
-        let next = self.at + stride(self.header(self.at).unwrap_or_default());
-        match self.header(next) {
-            Some(header) if header & (Self::UNFINISHED | Self::DISCARDED) == 0 => {
-                Head::Record(time.min(self.time(next)))
-            }
-            _ => Head::Record(time),
-        }
+        earliest.map_or(Head::Nothing, Head::Record)
     }
 
     /// Of the record that stands there, if one does.
@@ -502,13 +501,28 @@ mod tests {
                 .write(b'b', 2, 0)
                 .write(b'c', 3, Ring::UNFINISHED),
         ]);
-        assert_eq!(read(&mut rings, 10), ("ab".to_owned(), true));
+        // `c` may have interrupted `b`, and be older than `a`.
         assert_eq!(read(&mut rings, 10), (String::new(), true));
     }
 
     #[test]
     fn what_interrupted_a_record_is_older_than_it() {
-        // `c` had its place before `a` interrupted it, and its time afterwards.
+        // `d` had its place before `c` interrupted it, and its time afterwards; so had `c`, and `a`.
+        let mut rings = rings([
+            Kernel::new()
+                .write(b'd', 4, 0)
+                .write(b'c', 3, 0)
+                .write(b'x', 2, Ring::DISCARDED)
+                .write(b'a', 1, 0)
+                .write(b'e', 5, 0),
+            Kernel::new().write(b'B', 2, 0),
+        ]);
+        assert_eq!(read(&mut rings, 4), ("dcaB".to_owned(), false));
+        assert_eq!(read(&mut rings, 5), ("e".to_owned(), false));
+    }
+
+    #[test]
+    fn what_was_interrupted_waits_until_it_is_old_enough() {
         let mut rings = rings([
             Kernel::new().write(b'c', 3, 0).write(b'a', 1, 0),
             Kernel::new().write(b'B', 2, 0),

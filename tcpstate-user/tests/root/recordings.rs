@@ -297,12 +297,12 @@ fn a_full_disk_ends_a_recording_and_what_was_written_can_be_read() {
     }
     own_netns();
     let folder = Folder::new("full");
-    // Seen by this thread, and by what it starts.
+    // Seen by this thread, and by what it starts. There is room for one block at least.
     unshare(CloneFlags::CLONE_NEWNS).expect("mounts of our own");
     let path = folder.to_str().expect("text");
     for arguments in [
         &["--make-rprivate", "/"][..],
-        &["-t", "tmpfs", "-o", "size=64k", "tmpfs", path],
+        &["-t", "tmpfs", "-o", "size=256k", "tmpfs", path],
     ] {
         let mounted = start(Command::new("mount").args(arguments)).wait();
         assert!(mounted.expect("mount ends").success(), "{arguments:?}");

@@ -73,9 +73,10 @@ pub(crate) fn assert_ended(printed: &Printed, port: u16, old: &str, reason: &str
     assert_eq!(
         last,
         Some((format!("{old}->close"), Some(reason.to_owned()))),
-        "{life:?}; {}; {}",
+        "{life:?}; {}; {}; {}",
         printed.summary(),
-        printed.err
+        printed.err,
+        printed.out
     );
     // The next connection of this port may have come before.
     let mut lines = printed.of_port(port);

@@ -180,7 +180,7 @@ fn a_quiet_machine_with_odd_settings_gets_no_alarm() {
     ] {
         sysctl(&format!("net/ipv4/{name}"), value);
     }
-    let tool = Tool::start_with_existing(&["doctor", "-j", "--netns", "self", "--for", "0.2"]);
+    let tool = Tool::start(&["doctor", "-j", "--netns", "self", "--for", "0.5"]);
     let printed = tool.wait();
     assert_eq!(printed.status.code(), Some(0), "{}", printed.out);
     let all = printed.events("finding");
