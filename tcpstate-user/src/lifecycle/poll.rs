@@ -188,7 +188,8 @@ impl Lifecycle {
                 return true;
             }
             let end = seen.end(*minisocket, round.ended, tick);
-            let reason = if seen.end(*minisocket, round.began, tick).ticks >= seen.due {
+            // It may have expired while the list was read: what ends by itself is never called unknown.
+            let reason = if end.ticks >= end.due {
                 Reason::Expired
             } else {
                 Reason::Unknown

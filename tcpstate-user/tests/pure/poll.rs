@@ -155,6 +155,9 @@ fn what_is_in_the_list_no_more_has_ended() {
     let due = START + MS + MINUTE;
     for (missed, reason) in [
         (START + 5 * SECOND, Reason::Unknown),
+        // Not due when the list ended, and due while it was read.
+        (due - 3 * MS - TICK, Reason::Unknown),
+        (due - MS, Reason::Expired),
         (due + SECOND, Reason::Expired),
     ] {
         let mut scene = Scene::closed();

@@ -146,9 +146,8 @@ fn bind_that_fails_is_counted_with_its_process() {
     own_netns();
     sysctl("net/ipv4/ip_local_port_range", "5000 5001");
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 7901)).expect("a listener");
-    let wanted = |flags: &[&str]| {
-        Tool::start_with_existing(&[&["timewait", "-j", "--netns", "self"], flags].concat())
-    };
+    let wanted =
+        |flags: &[&str]| Tool::start(&[&["timewait", "-j", "--netns", "self"], flags].concat());
     let tools = [
         wanted(&[]),
         wanted(&["-L", "7901"]),

@@ -57,7 +57,7 @@ fn the_forecast_is_right_and_the_process_that_fails_is_named() {
     let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 5004)).expect("a listener");
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 7801)).expect("a listener");
     let address = listener.local_addr().expect("bound");
-    let tool = Tool::start_with_existing(&["timewait", "-j", "--netns", "self", "0.5"]);
+    let tool = Tool::start(&["timewait", "-j", "--netns", "self", "0.5"]);
     let alone = nobody_starts();
     let began = Instant::now();
     let mut made = 0_u32;
@@ -146,7 +146,7 @@ fn only_connects_without_a_port_are_told() {
     sysctl("net/ipv4/ip_local_port_range", "5000 5001");
     let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 7802)).expect("a listener");
     let address = listener.local_addr().expect("bound");
-    let tool = Tool::start_with_existing(&["timewait", "-j", "--netns", "self"]);
+    let tool = Tool::start(&["timewait", "-j", "--netns", "self"]);
     let alone = nobody_starts();
     let kept: Vec<_> = (0..2)
         .map(|_| TcpStream::connect(address).expect("a connection"))
@@ -185,7 +185,7 @@ fn connections_that_were_there_hold_their_ports() {
     let kept: Vec<_> = (0..5)
         .map(|_| TcpStream::connect(address).expect("a connection"))
         .collect();
-    let tool = Tool::start_with_existing(&["timewait", "-j", "--netns", "self"]);
+    let tool = Tool::start(&["timewait", "-j", "--netns", "self"]);
     let printed = tool.stop();
     let (_, ports) = section(&printed, "ports").pop().expect("a report");
     assert_eq!(ports.len(), 1, "{ports:?}");

@@ -62,7 +62,7 @@ fn what_was_there_is_known_with_its_process() {
     assert_eq!(half_closed.read(&mut [0]).expect("the end"), 0);
     let (client_port, waiting_port) = (port(client.local_addr()), port(waiting.local_addr()));
     drop(nobody);
-    let tool = Tool::start_with_existing(&["trace", "-j", "--netns", "self"]);
+    let tool = Tool::start(&["trace", "-j", "--netns", "self"]);
     let looked = Instant::now();
     let nobody = nobody_starts();
     drop(client);
@@ -133,7 +133,7 @@ fn a_time_wait_from_before_has_begun_sixty_seconds_before_it_is_due() {
             thread::sleep(Duration::from_secs(2));
 
             let seen = Instant::now();
-            let tool = Tool::start_with_existing(&[
+            let tool = Tool::start(&[
                 "conns",
                 "-j",
                 "--running",
@@ -174,7 +174,7 @@ fn sockets_of_all_namespaces_are_found_and_joined() {
                 (port(client.local_addr()), port(listener.local_addr()));
             let inode = std::fs::read_link("/proc/thread-self/ns/net").expect("a namespace");
             drop(nobody);
-            let tool = Tool::start_with_existing(&[
+            let tool = Tool::start(&[
                 "conns",
                 "-j",
                 "--running",
@@ -225,7 +225,7 @@ fn many_sockets_fit_through_a_small_buffer() {
     let listener = listener();
     let pairs: Vec<_> = (0..CONNECTIONS).map(|_| connect(&listener)).collect();
     drop(nobody);
-    let tool = Tool::start_with_existing(&[
+    let tool = Tool::start(&[
         "conns",
         "-j",
         "--running",
@@ -270,8 +270,7 @@ fn the_list_and_the_events_meet_without_a_gap() {
                 assert_eq!(server.read(&mut [0]).expect("the end"), 0);
             }
         });
-        let tool =
-            Tool::start_with_existing(&["trace", "-j", "--netns", "self", "--timewait", "off"]);
+        let tool = Tool::start(&["trace", "-j", "--netns", "self", "--timewait", "off"]);
         thread::sleep(Duration::from_millis(300));
         stop.store(true, Ordering::Relaxed);
         churn.join().expect("the churn ends");
@@ -338,7 +337,7 @@ fn of_two_processes_that_hold_a_socket_the_first_is_named() {
             .stdout(Stdio::null())
             .stderr(Stdio::null()),
     ));
-    let tool = Tool::start_with_existing(&["conns", "-j", "--running", "--netns", "self"]);
+    let tool = Tool::start(&["conns", "-j", "--running", "--netns", "self"]);
     let printed = tool.stop();
     drop(child);
     let line = connection(&printed, client_port);
@@ -352,7 +351,7 @@ fn a_silent_time_wait_is_known_at_the_end_of_the_run() {
     for_each_observer(
         "a_silent_time_wait_is_known_at_the_end_of_the_run",
         |observer| {
-            let tool = Tool::start_with_existing(&[
+            let tool = Tool::start(&[
                 "conns",
                 "-j",
                 "--running",

@@ -405,7 +405,7 @@ fn count_and_duration_end_the_run() {
     assert_eq!(printed.status.code(), Some(0));
     assert_eq!(printed.summary()["shown"], 3);
 
-    let tool = Tool::trace(&["--duration", "0.2"]);
+    let tool = Tool::start_early(&["trace", "-j", "--netns", "self", "--duration", "0.2"]);
     let printed = tool.wait();
     assert_eq!(
         (printed.transitions().len(), printed.status.code()),
@@ -424,7 +424,7 @@ fn the_classic_tracepoint_sees_the_same_and_says_what_it_cannot() {
     }
     own_netns();
     crate::support::tracefs();
-    let tool = Tool::start(&["trace", "-j", "--hook", "classic", "--cidr", "127.0.3.0/24"]);
+    let tool = Tool::start_early(&["trace", "-j", "--hook", "classic", "--cidr", "127.0.3.0/24"]);
     live(v4(1), Ipv4Addr::new(127, 0, 3, 1).into(), 7291);
     let printed = tool.stop();
     let lines = connections(&printed);

@@ -48,18 +48,22 @@ fn overflow_is_counted_as_the_kernel_counts() {
     const FREE: u64 = 3;
     const DROPPED: u64 = 10;
     for_each_observer("overflow_is_counted_as_the_kernel_counts", |observer| {
-        sysctl("net/ipv4/tcp_max_tw_buckets", &FREE.to_string());
         let tool = Tool::timewait(observer);
         let conns = Tool::start(&["conns", "-j", "--netns", "self", "--timewait", observer]);
         let before = overflows();
         let listener = listener();
-        // What is closed waits for the peer's FIN in a minisocket: for some there is room, then for none.
+        // What is closed waits for the peer's FIN in a minisocket: for some there is room, then for none, also when the first
+        // have ended.
         let mut peers = Vec::new();
-        for closed in 1..=FREE + DROPPED {
+        for _ in 0..FREE {
             peers.push(half_close(connect(&listener)).0);
-            // The kernel looks at the limit before it counts: of two that come at once, both may find the last room.
-            wait_until(|| minisockets() + overflows() - before >= closed);
         }
+        wait_until(|| minisockets() == FREE);
+        sysctl("net/ipv4/tcp_max_tw_buckets", "0");
+        for _ in 0..DROPPED {
+            peers.push(half_close(connect(&listener)).0);
+        }
+        wait_until(|| overflows() - before >= DROPPED);
         let dropped = overflows() - before;
         // What is only shut down waits in a full socket, and would become a minisocket when the peer's FIN comes.
         let mut shut = Vec::new();

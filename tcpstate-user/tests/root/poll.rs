@@ -30,7 +30,7 @@ fn start(test: &str, arguments: &[&str]) -> Option<Tool> {
     }
     own_netns();
     let common = ["-j", "--netns", "self", "--timewait", "poll"];
-    Some(Tool::start_with_existing(&[arguments, &common].concat()))
+    Some(Tool::start(&[arguments, &common].concat()))
 }
 
 fn connection(printed: &Printed, port: u16) -> Value {

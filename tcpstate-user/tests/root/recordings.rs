@@ -87,7 +87,7 @@ fn a_recording_shows_what_the_view_showed() {
             .map(|(number, view)| {
                 let file = folder.file(&format!("{number}.tcps"));
                 let more = ["--netns", "self", "--timewait", observer, "--record", &file];
-                (Tool::start_with_existing(&[*view, &more].concat()), file)
+                (Tool::start(&[*view, &more].concat()), file)
             })
             .collect();
         traffic(30);
@@ -112,9 +112,9 @@ fn what_record_writes_every_view_can_show() {
     let folder = Folder::new("record");
     let file = folder.file("all.tcps");
     // Two at the same time see the same connections, but each at times of its own.
-    let view = Tool::start_with_existing(&["conns", "-s", "--netns", "self", "--timewait", "off"]);
+    let view = Tool::start(&["conns", "-s", "--netns", "self", "--timewait", "off"]);
     let record = ["record", &file, "--netns", "self", "--timewait", "off"];
-    let record = Tool::start_with_existing(&record);
+    let record = Tool::start(&record);
     traffic(100);
     let recorded = record.stop();
     assert!(recorded.status.success(), "{}", recorded.err);
@@ -150,7 +150,7 @@ fn an_anonymized_recording_has_no_address_and_no_name() {
     let before = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
     let record = |file: &str, more: &[&str]| {
         let flags = ["record", file, "--netns", "self", "--cidr", "127.0.0.1/32"];
-        Tool::start_with_existing(&[&flags, more].concat())
+        Tool::start(&[&flags, more].concat())
     };
     let both = [
         record(&plain, &[]),

@@ -15,7 +15,7 @@ use crate::{
 
 /// `tcpstate conns` for this namespace, with what still runs at the end.
 pub fn connections(observer: &str) -> Tool {
-    Tool::start_with_existing(&[
+    Tool::start(&[
         "conns",
         "-j",
         "--netns",

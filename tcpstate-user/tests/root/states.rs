@@ -94,7 +94,7 @@ fn counts_are_those_of_the_kernels_list() {
     let mut sockets = Sockets::new();
     sockets.grow();
     drop(alone);
-    let tool = Tool::start_with_existing(&["states", "-j", "--netns", "self", "--by", "process"]);
+    let tool = Tool::start(&["states", "-j", "--netns", "self", "--by", "process"]);
     let alone = nobody_starts();
     sockets.grow();
     sockets.kept.remove(0);
@@ -160,7 +160,7 @@ fn filters_on_connections_leave_out_other_listeners() {
     own_netns();
     let wanted = TcpListener::bind((Ipv4Addr::LOCALHOST, 7701)).expect("a listener");
     let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 7702)).expect("a listener");
-    let tool = Tool::start_with_existing(&["states", "-j", "--netns", "self", "-L", "7701"]);
+    let tool = Tool::start(&["states", "-j", "--netns", "self", "-L", "7701"]);
     let later = TcpListener::bind((Ipv4Addr::LOCALHOST, 7703)).expect("a listener");
     let report = last_report(&tool.stop(), "states");
     assert_eq!(total(&report)["sockets"], 1);
@@ -179,7 +179,7 @@ fn leaks_names_the_process_that_does_not_close() {
         drop(greeted(7711));
     }
     drop(alone);
-    let tool = Tool::start_with_existing(&[
+    let tool = Tool::start(&[
         "states", "--leaks", "--older", "0.2", "--top", "100", "-j", "--netns", "self",
     ]);
     let leaks = Server::start(LEAKS, 7712);

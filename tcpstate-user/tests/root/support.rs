@@ -224,20 +224,24 @@ impl Tool {
         )
     }
 
-    /// The same with the life of TIME_WAIT, observed in this way. It has found what is there already: while the kernel lists a
-    /// socket it holds it, and an acknowledgement that comes just then leads to no minisocket.
+    /// The same with the life of TIME_WAIT, observed in this way.
     pub fn timewait(observer: &str) -> Self {
-        Self::start_with_existing(&["trace", "-j", "--netns", "self", "--timewait", observer])
+        Self::start(&["trace", "-j", "--netns", "self", "--timewait", observer])
     }
 
-    /// Starts `tcpstate` with these arguments, and waits until its hooks are in place.
+    /// Starts `tcpstate` with these arguments, and waits until it has found the sockets that are there already, unless they
+    /// are to be left out: while the kernel lists a socket it holds it, and an acknowledgement that comes just then leads to no
+    /// minisocket.
     pub fn start(arguments: &[&str]) -> Self {
-        Self::start_until(arguments, "tracing TCP")
+        if arguments.contains(&"--skip-existing") {
+            return Self::start_early(arguments);
+        }
+        Self::start_until(arguments, "there already")
     }
 
-    /// Starts `tcpstate` with these arguments, and waits until it has found the sockets that are there already.
-    pub fn start_with_existing(arguments: &[&str]) -> Self {
-        Self::start_until(arguments, "there already")
+    /// Starts `tcpstate` with these arguments, and waits only until its hooks are in place.
+    pub fn start_early(arguments: &[&str]) -> Self {
+        Self::start_until(arguments, "tracing TCP")
     }
 
     fn start_until(arguments: &[&str], message: &str) -> Self {

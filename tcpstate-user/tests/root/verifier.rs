@@ -21,7 +21,7 @@ fn programs_are_looked_at_once_not_in_each_of_their_ways() {
         ];
         for filter in filters {
             let common = ["trace", "--timewait", observer];
-            let tool = Tool::start_with_existing(&[&common, filter.as_slice()].concat());
+            let tool = Tool::start(&[&common, filter.as_slice()].concat());
             let looked_at = looked_at(&tool);
             tool.stop();
             if looked_at.is_empty() {

@@ -263,11 +263,12 @@ fn without_connections_there_is_one_empty_report() {
     }
     own_netns();
     for view in ["closers", "hist"] {
-        let printed = Tool::start(&[view, "-j", "--netns", "self", "--duration", "0.2"]).wait();
+        let printed =
+            Tool::start_early(&[view, "-j", "--netns", "self", "--duration", "0.2"]).wait();
         assert_eq!(printed.status.code(), Some(1), "as grep has it");
         assert_eq!(printed.events(view).len(), 1);
         assert!(groups(&printed, view).is_empty());
-        let tool = Tool::start(&[view, "-s", "--netns", "self"]);
+        let tool = Tool::start_early(&[view, "-s", "--netns", "self"]);
         tool.signal(Signal::SIGINT);
         let printed = tool.wait();
         assert_eq!(printed.status.code(), Some(0), "asked to end");

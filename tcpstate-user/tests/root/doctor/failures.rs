@@ -384,8 +384,8 @@ fn orphans_are_told_from_as_many_that_are_few() {
     let wire = Wire::new();
     let twelve = format!("{:.9}", 11.5 / limit);
     let flags = ["doctor", "-j", "--for", "600"];
-    let low = Tool::start_with_existing(&[&flags[..], &["--orphans-share", &twelve]].concat());
-    let usual = Tool::start_with_existing(&flags);
+    let low = Tool::start(&[&flags[..], &["--orphans-share", &twelve]].concat());
+    let usual = Tool::start(&flags);
     closed_to_a_peer(&wire, false);
     let found = |tool: Tool| {
         let mut found = tool.stop().events("finding");

@@ -47,7 +47,7 @@ fn doctor(flags: &[&str]) -> Doctor {
         "doctor", "-j", "--netns", "self", "--for", "600", "--record", &file,
     ];
     Doctor {
-        tool: Tool::start_with_existing(&[&all, flags].concat()),
+        tool: Tool::start(&[&all, flags].concat()),
         flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
         folder,
     }
@@ -180,7 +180,7 @@ fn a_quiet_machine_with_odd_settings_gets_no_alarm() {
     ] {
         sysctl(&format!("net/ipv4/{name}"), value);
     }
-    let tool = Tool::start(&["doctor", "-j", "--netns", "self", "--for", "0.5"]);
+    let tool = Tool::start_early(&["doctor", "-j", "--netns", "self", "--for", "0.5"]);
     let printed = tool.wait();
     assert_eq!(printed.status.code(), Some(0), "{}", printed.out);
     let all = printed.events("finding");
