@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,7 @@ pub struct Owners {
 
 impl Owners {
     /// Looks at the open files of every process, for at most this long. Of several processes that hold a socket, the one
-    /// with the lowest id is taken: as a rule the one that made it, and handed it down.
+    /// that started first is taken: as a rule the one that made it, and handed it down.
     #[must_use]
     pub fn scan(limit: Duration) -> Self {
         let deadline = Instant::now() + limit;
@@ -31,9 +31,11 @@ impl Owners {
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
             .collect();
+        // Of two that started within one tick, the one with the lower id is taken.
         pids.sort_unstable();
+        let mut starts = Starts::default();
         for pid in pids {
-            if !found.add(pid, deadline) {
+            if !found.add(pid, &mut starts, deadline) {
                 found.cut_short = true;
                 break;
             }
@@ -60,9 +62,9 @@ impl Owners {
     }
 
     /// Looks at one process, which may end meanwhile; `false` if the time is over.
-    fn add(&mut self, pid: u32, deadline: Instant) -> bool {
+    fn add(&mut self, pid: u32, starts: &mut Starts, deadline: Instant) -> bool {
         const BETWEEN_LOOKS: usize = 1024;
-        let directory = Path::new("/proc").join(pid.to_string());
+        let directory = directory(pid);
         let Ok(files) = fs::read_dir(directory.join("fd")) else {
             return Instant::now() < deadline;
         };
@@ -82,14 +84,56 @@ impl Owners {
                 // It has ended.
                 return true;
             };
-            self.holders.entry(inode).or_insert(Process {
+            let process = Process {
                 pid,
                 comm,
                 via: Via::Scan,
-            });
+            };
+            self.holders
+                .entry(inode)
+                .and_modify(|holder| {
+                    if starts.is_older(pid, holder.pid) {
+                        *holder = process;
+                    }
+                })
+                .or_insert(process);
         }
         true
     }
+}
+
+/// When processes started (ticks since boot), of those that share a socket. Ids do not tell: they begin anew at the end of
+/// their range.
+#[derive(Default)]
+struct Starts(FxHashMap<u32, Option<u64>>);
+
+impl Starts {
+    fn of(&mut self, pid: u32) -> Option<u64> {
+        *self.0.entry(pid).or_insert_with(|| {
+            let stat = fs::read(directory(pid).join("stat")).ok()?;
+            started(&String::from_utf8_lossy(&stat))
+        })
+    }
+
+    /// Whether one started before the other, as far as it is known.
+    fn is_older(&mut self, one: u32, other: u32) -> bool {
+        one != other
+            && match (self.of(one), self.of(other)) {
+                (Some(one), Some(other)) => one < other,
+                _ => false,
+            }
+    }
+}
+
+/// The start time in `/proc/PID/stat`, whose second field is a name that may hold anything.
+fn started(stat: &str) -> Option<u64> {
+    const AFTER_NAME: usize = 22 - 3;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(AFTER_NAME)?.parse().ok()
+}
+
+fn directory(pid: u32) -> PathBuf {
+    Path::new("/proc").join(pid.to_string())
 }
 
 /// From `socket:[123]`.
@@ -114,7 +158,7 @@ fn name(directory: &Path) -> Option<Comm> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Owners, socket_inode};
+    use super::{Owners, Starts, socket_inode, started};
     use std::{os::fd::AsRawFd as _, time::Duration};
 
     #[test]
@@ -126,6 +170,27 @@ mod tests {
     }
 
     #[test]
+    fn the_name_of_a_process_does_not_hide_when_it_started() {
+        let stat = "7 (a) S 1 2 (b) S 1 7 7 0 -1 4194560 9 0 3 0 1 2 0 0 20 0 1 0 4711 10 20 18446744073709551615\n";
+        assert_eq!(started(stat), Some(4711));
+        for broken in ["", "7 (a", "7 (a) S 1 2"] {
+            assert_eq!(started(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn who_started_first_is_older_whatever_its_id() {
+        let mut starts = Starts::default();
+        starts.0.extend([(7, Some(200)), (9, Some(100)), (8, None)]);
+        assert!(starts.is_older(9, 7));
+        assert!(!starts.is_older(7, 9));
+        assert!(!starts.is_older(7, 7));
+        // One that ended before it was asked.
+        assert!(!starts.is_older(8, 7) && !starts.is_older(7, 8));
+        assert!(starts.of(std::process::id()).is_some());
+    }
+
+    #[test]
     fn a_socket_of_ours_is_found() -> std::io::Result<()> {
         let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))?;
         let link = std::fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd()))?;
@@ -133,7 +198,7 @@ mod tests {
         let found = Owners::scan(Duration::from_secs(60));
         assert!(!found.cut_short);
         let pid = found.of(inode).map(|process| process.pid);
-        assert!(pid.is_some_and(|pid| pid <= std::process::id()));
+        assert_eq!(pid, Some(std::process::id()));
         assert!(Owners::scan(Duration::ZERO).cut_short);
         Ok(())
     }
