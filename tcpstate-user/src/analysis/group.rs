@@ -1,8 +1,9 @@
 //! A sum for each group of connections. Nothing is allocated for an event, only for a group that is new.
 
-use std::{collections::hash_map::Entry, sync::Arc};
+use std::{collections::hash_map, hash::BuildHasher as _, sync::Arc};
 
-use rustc_hash::FxHashMap;
+use hashbrown::hash_table::{Entry, HashTable};
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::{
     key::{By, Key},
@@ -29,7 +30,8 @@ struct Slot<A> {
 /// A sum for each group, for a limited number of groups; those that come later are summed up together.
 #[derive(Debug)]
 pub struct Groups<A> {
-    index: FxHashMap<Key, u32>,
+    /// Where each key has its slot. The key stands there only: with many groups, to look at it is to wait for memory.
+    index: HashTable<u32>,
     slots: Vec<Slot<A>>,
     free: Vec<u32>,
     beyond: A,
@@ -47,7 +49,7 @@ impl<A: Interval> Groups<A> {
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
-            index: FxHashMap::default(),
+            index: HashTable::new(),
             slots: Vec::new(),
             free: Vec::new(),
             beyond: A::default(),
@@ -57,11 +59,23 @@ impl<A: Interval> Groups<A> {
 
     /// The place of a group.
     pub fn place(&mut self, key: Key, cgroup: Option<&Arc<str>>) -> Place {
-        let full = self.index.len() >= self.limit;
-        match self.index.entry(key) {
+        let Self {
+            index,
+            slots,
+            free,
+            limit,
+            ..
+        } = self;
+        let full = index.len() >= *limit;
+        let is_its = |place: &u32| {
+            slots
+                .get(*place as usize)
+                .is_some_and(|slot| slot.key == key)
+        };
+        match index.entry(hash(&key), is_its, |place| hash_at(slots, *place)) {
             Entry::Occupied(entry) => {
                 let place = *entry.get();
-                if let Some(slot) = self.slots.get_mut(place as usize)
+                if let Some(slot) = slots.get_mut(place as usize)
                     && slot.cgroup.is_none()
                 {
                     slot.cgroup = cgroup.cloned();
@@ -76,14 +90,14 @@ impl<A: Interval> Groups<A> {
                     sum: A::default(),
                     holders: 0,
                 };
-                let place = if let Some(place) = self.free.pop() {
-                    self.slots[place as usize] = slot;
+                let place = if let Some(place) = free.pop() {
+                    slots[place as usize] = slot;
                     place
                 } else {
-                    let Ok(place) = u32::try_from(self.slots.len()) else {
+                    let Ok(place) = u32::try_from(slots.len()) else {
                         return Place::BEYOND;
                     };
-                    self.slots.push(slot);
+                    slots.push(slot);
                     place
                 };
                 entry.insert(place);
@@ -134,15 +148,19 @@ impl<A: Interval> Groups<A> {
             match slot.sum.end() {
                 // Several cgroups may be one container, or have had one path after the other.
                 Some(sum) => match labelled.entry(by.label(&slot.key, slot.cgroup.as_ref())) {
-                    Entry::Occupied(mut entry) => entry.get_mut().add(&sum),
-                    Entry::Vacant(entry) => {
+                    hash_map::Entry::Occupied(mut entry) => entry.get_mut().add(&sum),
+                    hash_map::Entry::Vacant(entry) => {
                         entry.insert(sum);
                     }
                 },
-                None if slot.holders == 0 && self.index.get(&slot.key) == Some(&place) => {
-                    self.index.remove(&slot.key);
-                    slot.cgroup = None;
-                    self.free.push(place);
+                None if slot.holders == 0 => {
+                    let own = |other: &u32| *other == place;
+                    // It is not there if the slot is free already.
+                    if let Ok(entry) = self.index.find_entry(hash(&slot.key), own) {
+                        entry.remove();
+                        slot.cgroup = None;
+                        self.free.push(place);
+                    }
                 }
                 None => {}
             }
@@ -153,4 +171,12 @@ impl<A: Interval> Groups<A> {
             beyond: self.beyond.end(),
         }
     }
+}
+
+fn hash(key: &Key) -> u64 {
+    FxBuildHasher.hash_one(key)
+}
+
+fn hash_at<A>(slots: &[Slot<A>], place: u32) -> u64 {
+    slots.get(place as usize).map_or(0, |slot| hash(&slot.key))
 }
