@@ -76,9 +76,9 @@ impl Watch {
                 if self.lifecycle.is_repeated(&event) {
                     return;
                 }
-                let admitted = self.gate.admit(&Filter::default(), event);
-                for admitted in admitted.into_iter().flatten() {
-                    let transition = self.lifecycle.transition(admitted.event);
+                let admitted = self.gate.admit(&Filter::default(), &event);
+                for (event, _) in admitted.events(&event) {
+                    let transition = self.lifecycle.transition(event);
                     if let Some(transition) = self.lifecycle.hold(transition) {
                         self.take(&transition);
                     }

@@ -320,13 +320,25 @@ pub struct Gate {
     lost: u64,
 }
 
-/// What a [`Gate`] lets through.
+/// What a [`Gate`] lets through with an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// The event; one that was held back has the cookie, ports and addresses of the event that decided.
-    pub event: TransitionEvent,
-    /// Whether it is wanted. Listeners that are not wanted come through all the same: they own connections that are.
-    pub wanted: bool,
+    /// What was held back before, with the cookie, ports and addresses of the event that decided. It is wanted.
+    pub held: Option<TransitionEvent>,
+    /// Whether the event itself is wanted; `None` if it does not come through, now or at all. Listeners that are not wanted come
+    /// through all the same: they own connections that are.
+    pub wanted: Option<bool>,
+}
+
+impl Admitted {
+    /// What comes through, in order, with whether it is wanted; `event` is the one that was asked for.
+    pub fn events<'a>(
+        &'a self,
+        event: &'a TransitionEvent,
+    ) -> impl Iterator<Item = (&'a TransitionEvent, bool)> {
+        let held = self.held.iter().map(|held| (held, true));
+        held.chain(self.wanted.map(|wanted| (event, wanted)))
+    }
 }
 
 impl Gate {
@@ -347,51 +359,37 @@ impl Gate {
     }
 
     /// What comes through with this event: nothing, itself, or what was held back before it and itself.
-    pub fn admit(&mut self, filter: &Filter, event: TransitionEvent) -> [Option<Admitted>; 2] {
+    pub fn admit(&mut self, filter: &Filter, event: &TransitionEvent) -> Admitted {
         let mut held = self.waiting.swap_remove(&event.socket);
         if event.is_birth() && held.take().is_some() {
             // The life before it at this address was not heard of again.
             self.lost += 1;
         }
-        let mut decision = filter.connection(&event);
+        let mut decision = filter.connection(event);
         if event.is_child() {
             // It has neither a cookie nor, on most kernels, a peer yet; its next event comes at once.
             decision = decision.and(Decision::Wait);
         }
-        match decision {
+        let wanted = match decision {
             Decision::Wait => {
                 if self.waiting.len() >= Self::LIMIT && self.waiting.swap_remove_index(0).is_some()
                 {
                     self.lost += 1;
                 }
-                self.waiting.insert(event.socket, event);
-                [None, None]
+                self.waiting.insert(event.socket, event.clone());
+                None
             }
-            Decision::Hide => [
-                None,
-                event.is_listener().then_some(Admitted {
-                    event,
-                    wanted: false,
-                }),
-            ],
-            Decision::Show => {
-                let held = held.map(|held| Admitted {
-                    event: TransitionEvent {
-                        cookie: event.cookie,
-                        local: event.local,
-                        remote: event.remote,
-                        ..held
-                    },
-                    wanted: true,
-                });
-                [
-                    held,
-                    Some(Admitted {
-                        event,
-                        wanted: true,
-                    }),
-                ]
-            }
+            Decision::Hide => event.is_listener().then_some(false),
+            Decision::Show => Some(true),
+        };
+        if wanted != Some(true) {
+            held = None;
         }
+        if let Some(held) = &mut held {
+            held.cookie = event.cookie;
+            held.local = event.local;
+            held.remote = event.remote;
+        }
+        Admitted { held, wanted }
     }
 }

@@ -49,23 +49,23 @@ fn average(mut add: impl FnMut(&mut Lifecycle, u64)) -> usize {
 
 fn open(lifecycle: &mut Lifecycle, cookie: u64) {
     let time = cookie * MS;
-    lifecycle.transition(event(&owned(
+    lifecycle.transition(&event(&owned(
         record(cookie, time, Close, SynSent),
         7,
         b"curl",
     )));
-    lifecycle.transition(event(&record(cookie, time + 1, SynSent, Established)));
+    lifecycle.transition(&event(&record(cookie, time + 1, SynSent, Established)));
 }
 
 fn close(lifecycle: &mut Lifecycle, cookie: u64) {
     let time = cookie * MS;
     open(lifecycle, cookie);
-    lifecycle.transition(event(&owned(
+    lifecycle.transition(&event(&owned(
         record(cookie, time, Established, FinWait1),
         7,
         b"curl",
     )));
-    lifecycle.transition(event(&record(cookie, time, FinWait1, FinWait2)));
+    lifecycle.transition(&event(&record(cookie, time, FinWait1, FinWait2)));
     let armed = timer(
         RecordKind::TimeWaitArmed,
         cookie,
@@ -75,7 +75,7 @@ fn close(lifecycle: &mut Lifecycle, cookie: u64) {
     );
     let armed = Event::decode(armed.as_bytes()).expect("a good record");
     lifecycle.event(armed, |_| ());
-    lifecycle.transition(event(&record(cookie, time, FinWait2, Close)));
+    lifecycle.transition(&event(&record(cookie, time, FinWait2, Close)));
 }
 
 #[test]

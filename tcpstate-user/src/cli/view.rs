@@ -14,7 +14,7 @@ use super::{
 use crate::{
     analysis::{Connections, Report, Reports},
     event::{CallEvent, CallStep, Event, Process, TimeWaitStep, TransitionEvent},
-    filter::{Admitted, Filter, Gate, Unattributed},
+    filter::{Filter, Gate, Unattributed},
     kernel::{Hook, Owners, TimeWaitHook},
     lifecycle::{Counts, Lifecycle, Round, Transition},
     message::say,
@@ -184,7 +184,7 @@ impl View {
         if event.time() > now {
             return Ok(false);
         }
-        self.event(event)?;
+        self.event(&event)?;
         // Behind what was looked up for it.
         self.on_tape(&Step::Record(bytes));
         Ok(true)
@@ -196,13 +196,13 @@ impl View {
         self.understand(|lifecycle, out| lifecycle.end_round(round, out))
     }
 
-    fn event(&mut self, event: Event) -> io::Result<()> {
+    fn event(&mut self, event: &Event) -> io::Result<()> {
         self.time = event.time();
         if self.idle {
-            self.pass(&event);
+            self.pass(event);
             return Ok(());
         }
-        if self.window.hides(&event) {
+        if self.window.hides(event) {
             return Ok(());
         }
         if self.reports.is_some() {
@@ -214,22 +214,22 @@ impl View {
                 self.transition(event)
             }
             Event::Socket(event) => {
-                self.found_socket(&event);
+                self.found_socket(event);
                 Ok(())
             }
             Event::TimeWait(event) if event.step == TimeWaitStep::Found => {
-                self.found_minisocket(&event)
+                self.found_minisocket(event)
             }
             Event::TimeWait(event) => {
                 self.events += 1;
-                if !self.filter.wants_minisocket(&event) {
+                if !self.filter.wants_minisocket(event) {
                     return Ok(());
                 }
-                self.understand(|lifecycle, out| lifecycle.event(Event::TimeWait(event), out))
+                self.understand(|lifecycle, out| lifecycle.timewait(event, out))
             }
             Event::Call(event) => {
                 self.events += 1;
-                self.call(&event);
+                self.call(event);
                 Ok(())
             }
         }
@@ -265,21 +265,20 @@ impl View {
         }
     }
 
-    fn transition(&mut self, event: TransitionEvent) -> io::Result<()> {
+    fn transition(&mut self, event: &TransitionEvent) -> io::Result<()> {
         self.name_cgroup(event.cgroup);
-        if self.lifecycle.is_repeated(&event) {
+        if self.lifecycle.is_repeated(event) {
             self.repeated += 1;
             return Ok(());
         }
-        let [held, admitted] = self.gate.admit(&self.filter, event);
-        // Seldom, and a loop would copy both.
-        if let Some(held) = held {
-            self.admitted(held)?;
+        let admitted = self.gate.admit(&self.filter, event);
+        for (event, wanted) in admitted.events(event) {
+            self.admitted(event, wanted)?;
         }
-        admitted.map_or(Ok(()), |admitted| self.admitted(admitted))
+        Ok(())
     }
 
-    fn admitted(&mut self, Admitted { event, wanted }: Admitted) -> io::Result<()> {
+    fn admitted(&mut self, event: &TransitionEvent, wanted: bool) -> io::Result<()> {
         let transition = self.lifecycle.transition(event);
         if !wanted {
             if let Some(reports) = &mut self.reports {

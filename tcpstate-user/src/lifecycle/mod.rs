@@ -194,7 +194,7 @@ impl Lifecycle {
         match event {
             Event::Transition(event) if self.is_repeated(&event) => {}
             Event::Transition(event) => {
-                let transition = self.transition(event);
+                let transition = self.transition(&event);
                 if let Some(transition) = self.hold(transition) {
                     out(transition);
                 }
@@ -202,7 +202,7 @@ impl Lifecycle {
             Event::TimeWait(event) if event.step == TimeWaitStep::Found => {
                 self.found_minisocket(&event, out);
             }
-            Event::TimeWait(event) => self.timewait(event, out),
+            Event::TimeWait(event) => self.timewait(&event, out),
             Event::Socket(event) => {
                 self.found(&event, None);
             }
@@ -237,7 +237,8 @@ impl Lifecycle {
         });
     }
 
-    fn timewait(&mut self, event: TimeWaitEvent, mut out: impl FnMut(Transition)) {
+    /// Understands what happened to a minisocket. One that was found is for [`Lifecycle::event`].
+    pub fn timewait(&mut self, event: &TimeWaitEvent, mut out: impl FnMut(Transition)) {
         let Self {
             minisockets,
             cgroups,
@@ -274,11 +275,12 @@ impl Lifecycle {
     }
 
     /// Understands one transition of a full socket. One that gives way to its minisocket goes on in that one's state.
-    pub fn transition(&mut self, mut event: TransitionEvent) -> Transition {
-        let id = self.identities.of(&event);
+    pub fn transition(&mut self, event: &TransitionEvent) -> Transition {
+        let id = self.identities.of(event);
         if event.is_birth() {
-            self.minisockets.forget(&event);
+            self.minisockets.forget(event);
         }
+        let mut event = event.clone();
         let known = self.connections.get(&id).copied();
         let (mut born, mut refused) = (None, None);
         if event.new == TcpState::Close {

@@ -151,7 +151,7 @@ impl MiniSockets {
     /// Understands one event; `unseen` is since when a minisocket that we meet now for the first time may have lived.
     pub(super) fn event(
         &mut self,
-        event: TimeWaitEvent,
+        event: &TimeWaitEvent,
         unseen: Option<u64>,
         out: &mut impl FnMut(Transition),
     ) {
@@ -165,28 +165,28 @@ impl MiniSockets {
         }
         match event.step {
             // Timers do not tell a birth from a start whose cancellation was lost.
-            TimeWaitStep::Armed if before.is_none() && !self.knows(&event) => self.born(&event),
+            TimeWaitStep::Armed if before.is_none() && !self.knows(event) => self.born(event),
             TimeWaitStep::Armed | TimeWaitStep::Restarted => {
-                self.armed_again(&event, before.as_ref(), out);
+                self.armed_again(event, before.as_ref(), out);
             }
             TimeWaitStep::Cancelled => {
-                self.cancelled.insert(event.cpu, event);
+                self.cancelled.insert(event.cpu, event.clone());
             }
             TimeWaitStep::Found => {}
             TimeWaitStep::Expired | TimeWaitStep::TimedOut => {
-                self.end(&event, (Reason::Expired, KnownBy::Kernel), unseen, out);
+                self.end(event, (Reason::Expired, KnownBy::Kernel), unseen, out);
             }
-            TimeWaitStep::Born => self.born(&event),
-            TimeWaitStep::Ended => self.end_early(&event, unseen, out),
+            TimeWaitStep::Born => self.born(event),
+            TimeWaitStep::Ended => self.end_early(event, unseen, out),
             TimeWaitStep::Freed => {
                 let purged = self.callers.find(&event.callers) == Some(Caller::Purge);
-                if self.knows(&event) || purged {
-                    self.end_early(&event, unseen, out);
+                if self.knows(event) || purged {
+                    self.end_early(event, unseen, out);
                 }
             }
             TimeWaitStep::Paired => {
                 if let Some(socket) = event.socket
-                    && self.knows(&event)
+                    && self.knows(event)
                 {
                     make_room(&mut self.born, self.limit);
                     self.born.insert(Closing::Socket(socket), event.minisocket);

@@ -371,7 +371,7 @@ fn connections_that_are_too_many_are_forgotten_and_counted() {
     let mut lifecycle = tcpstate_user::lifecycle::Lifecycle::new(100, START);
     for cookie in 1..=5 {
         let opened = record(cookie, START + cookie * MS, Close, SynSent);
-        let transition = lifecycle.transition(event(&opened));
+        let transition = lifecycle.transition(&event(&opened));
         tcpstate_user::analysis::Tally::take(&mut tally, &transition, true);
     }
     let reports = Reports::new(Box::new(tally), HOOKS.to_vec(), START, None);

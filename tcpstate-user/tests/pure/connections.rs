@@ -34,7 +34,7 @@ impl Scene {
     }
 
     fn happens(&mut self, record: &TransitionRecord) {
-        let transition = self.lifecycle.transition(event(record));
+        let transition = self.lifecycle.transition(&event(record));
         self.ended.extend(self.connections.take(&transition));
     }
 
@@ -338,10 +338,10 @@ fn what_still_runs_has_lower_bounds() {
 fn listeners_are_no_connections_and_the_table_is_bounded() {
     let mut lifecycle = Lifecycle::new(1000, START);
     let mut connections = Connections::new(10);
-    let listen = lifecycle.transition(event(&record(1, START, Close, Listen)));
+    let listen = lifecycle.transition(&event(&record(1, START, Close, Listen)));
     assert_eq!(connections.take(&listen), None);
     for cookie in 2..102 {
-        let transition = lifecycle.transition(event(&record(cookie, START, Close, SynSent)));
+        let transition = lifecycle.transition(&event(&record(cookie, START, Close, SynSent)));
         assert_eq!(connections.take(&transition), None);
     }
     assert_eq!(connections.forgotten(), 90);

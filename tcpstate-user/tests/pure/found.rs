@@ -89,7 +89,7 @@ fn it_is_in_its_state_at_least_since_the_hooks_were_in_place() {
         .found(&socket(1, START + 5 * MS, Established), Some(scanned()))
         .expect("it is new");
     assert_eq!((found.since, found.state), (START, Established));
-    let line = lifecycle.transition(event(&record(1, START + 9 * MS, Established, CloseWait)));
+    let line = lifecycle.transition(&event(&record(1, START + 9 * MS, Established, CloseWait)));
     assert_eq!(line.phase, Phase::new(9 * MS, Bound::AtLeast));
     assert_eq!(line.process, Some(scanned()));
     assert!(!line.damaged);
@@ -107,10 +107,10 @@ fn after_a_loss_only_since_it_was_found() {
 #[test]
 fn what_was_heard_of_already_is_known_better() {
     let mut lifecycle = lifecycle();
-    lifecycle.transition(event(&record(1, START + MS, Established, FinWait1)));
+    lifecycle.transition(&event(&record(1, START + MS, Established, FinWait1)));
     let stale = lifecycle.found(&socket(1, START + 2 * MS, FinWait1), Some(scanned()));
     assert_eq!(stale, None);
-    let line = lifecycle.transition(event(&record(1, START + 3 * MS, FinWait1, FinWait2)));
+    let line = lifecycle.transition(&event(&record(1, START + 3 * MS, FinWait1, FinWait2)));
     assert_eq!(line.phase, Phase::new(2 * MS, Bound::Exact));
 }
 
@@ -122,7 +122,7 @@ fn what_has_ended_is_not_found_any_more() {
             cookie,
             ..record(1, START + MS, TcpState::LastAck, Close)
         };
-        lifecycle.transition(event(&end));
+        lifecycle.transition(&event(&end));
         let late = SocketEvent {
             cookie: (cookie != 0).then_some(cookie),
             ..socket(1, START + 2 * MS, TcpState::LastAck)
@@ -144,7 +144,7 @@ fn the_listener_that_was_there_owns_its_children() {
         listener_cookie: 1,
         ..record(2, START + MS, Listen, SynRecv)
     };
-    let line = lifecycle.transition(event(&child));
+    let line = lifecycle.transition(&event(&child));
     let listener = Process {
         via: Via::Listener,
         ..scanned()
@@ -161,10 +161,10 @@ fn one_that_uses_the_socket_is_known_better_than_one_that_holds_it() {
         flags: tcpstate_common::record::flags::OWNED,
         ..owned(record(1, START + MS, Established, FinWait1), 10, b"worker")
     };
-    let line = lifecycle.transition(event(&used));
+    let line = lifecycle.transition(&event(&used));
     let process = line.process.expect("a process");
     assert_eq!((process.pid, process.via), (10, Via::Syscall));
-    let line = lifecycle.transition(event(&record(1, START + MS, FinWait1, FinWait2)));
+    let line = lifecycle.transition(&event(&record(1, START + MS, FinWait1, FinWait2)));
     assert_eq!(line.process, Some(process));
 }
 
@@ -239,7 +239,7 @@ fn the_state_tells_who_closed_first() {
 #[test]
 fn a_silent_start_is_told_when_the_minisocket_is_looked_at_again() {
     let mut lifecycle = lifecycle();
-    lifecycle.transition(event(&record(1, START, FinWait1, FinWait2)));
+    lifecycle.transition(&event(&record(1, START, FinWait1, FinWait2)));
     let armed = timer(
         RecordKind::TimeWaitArmed,
         1,
@@ -248,7 +248,7 @@ fn a_silent_start_is_told_when_the_minisocket_is_looked_at_again() {
         60 * SECOND,
     );
     ends(&mut lifecycle, &armed);
-    lifecycle.transition(event(&record(1, START + MS, FinWait2, Close)));
+    lifecycle.transition(&event(&record(1, START + MS, FinWait2, Close)));
     let mut lines = Vec::new();
     // The FIN came 40 ms later: the timer is due a minute after that.
     let look = timer(

@@ -3,7 +3,7 @@
 use tcpstate_common::{config::PortRange, record::TransitionRecord, state::TcpState};
 use tcpstate_user::{
     event::TransitionEvent,
-    filter::{Filter, Gate},
+    filter::{Admitted, Filter, Gate},
 };
 
 use crate::records::{MS, event, record};
@@ -35,11 +35,12 @@ fn established(cookie: u64) -> TransitionEvent {
 }
 
 /// How many events come through, and how many of them are wanted.
-fn admitted(gate: &mut Gate, filter: &Filter, event: TransitionEvent) -> (usize, usize) {
-    let admitted: Vec<_> = gate.admit(filter, event).into_iter().flatten().collect();
+fn admitted(gate: &mut Gate, filter: &Filter, event: &TransitionEvent) -> (usize, usize) {
+    let Admitted { held, wanted } = gate.admit(filter, event);
+    let held = usize::from(held.is_some());
     (
-        admitted.len(),
-        admitted.iter().filter(|one| one.wanted).count(),
+        held + usize::from(wanted.is_some()),
+        held + usize::from(wanted == Some(true)),
     )
 }
 
@@ -47,16 +48,16 @@ fn admitted(gate: &mut Gate, filter: &Filter, event: TransitionEvent) -> (usize,
 fn a_port_that_is_not_chosen_yet_is_waited_for() {
     let mut gate = Gate::default();
     let filter = local_port(40_000);
-    assert_eq!(admitted(&mut gate, &filter, syn_sent(1)), (0, 0));
+    assert_eq!(admitted(&mut gate, &filter, &syn_sent(1)), (0, 0));
     assert_eq!(gate.undecided(), 1);
-    let [held, now] = gate.admit(&filter, established(1));
+    let Admitted { held, wanted } = gate.admit(&filter, &established(1));
     let held = held.expect("the first event comes after all");
     assert_eq!(
-        held.event.local.port, 40_000,
+        held.local.port, 40_000,
         "with the port that is known by now"
     );
-    assert_eq!(held.event.new, TcpState::SynSent);
-    assert!(now.is_some_and(|now| now.wanted));
+    assert_eq!(held.new, TcpState::SynSent);
+    assert_eq!(wanted, Some(true));
     assert_eq!(gate.undecided(), 0);
 }
 
@@ -64,8 +65,8 @@ fn a_port_that_is_not_chosen_yet_is_waited_for() {
 fn another_port_lets_nothing_through() {
     let mut gate = Gate::default();
     let filter = local_port(1);
-    assert_eq!(admitted(&mut gate, &filter, syn_sent(1)), (0, 0));
-    assert_eq!(admitted(&mut gate, &filter, established(1)), (0, 0));
+    assert_eq!(admitted(&mut gate, &filter, &syn_sent(1)), (0, 0));
+    assert_eq!(admitted(&mut gate, &filter, &established(1)), (0, 0));
     assert_eq!(gate.undecided(), 0);
 }
 
@@ -73,10 +74,10 @@ fn another_port_lets_nothing_through() {
 fn a_connect_that_never_got_a_port_is_decided_by_its_end() {
     let mut gate = Gate::default();
     let filter = local_port(40_000);
-    assert_eq!(admitted(&mut gate, &filter, syn_sent(1)), (0, 0));
+    assert_eq!(admitted(&mut gate, &filter, &syn_sent(1)), (0, 0));
     let failed = record(1, 2 * MS, TcpState::SynSent, TcpState::Close);
     let failed = event(&TransitionRecord { lport: 0, ..failed });
-    assert_eq!(admitted(&mut gate, &filter, failed), (0, 0));
+    assert_eq!(admitted(&mut gate, &filter, &failed), (0, 0));
     assert_eq!(gate.undecided(), 0);
 }
 
@@ -84,9 +85,9 @@ fn a_connect_that_never_got_a_port_is_decided_by_its_end() {
 fn a_new_life_of_the_socket_is_not_joined_to_the_old() {
     let mut gate = Gate::default();
     let filter = local_port(40_000);
-    assert_eq!(admitted(&mut gate, &filter, syn_sent(1)), (0, 0));
-    assert_eq!(admitted(&mut gate, &filter, syn_sent(1)), (0, 0));
-    assert_eq!(admitted(&mut gate, &filter, established(1)), (2, 2));
+    assert_eq!(admitted(&mut gate, &filter, &syn_sent(1)), (0, 0));
+    assert_eq!(admitted(&mut gate, &filter, &syn_sent(1)), (0, 0));
+    assert_eq!(admitted(&mut gate, &filter, &established(1)), (2, 2));
     assert_eq!(gate.undecided(), 1, "the first was not heard of again");
 }
 
@@ -106,7 +107,7 @@ fn listeners_come_through_unwanted() {
         raddr: NOWHERE,
         ..listen
     });
-    assert_eq!(admitted(&mut gate, &filter, listen), (1, 0));
+    assert_eq!(admitted(&mut gate, &filter, &listen), (1, 0));
     let child = record(2, MS, TcpState::Listen, TcpState::SynRecv);
     let child = event(&TransitionRecord {
         rport: 0,
@@ -114,7 +115,7 @@ fn listeners_come_through_unwanted() {
         ..child
     });
     assert_eq!(
-        admitted(&mut gate, &filter, child),
+        admitted(&mut gate, &filter, &child),
         (0, 0),
         "its peer is not known yet"
     );
@@ -131,17 +132,15 @@ fn a_child_waits_for_its_own_cookie() {
         raddr: NOWHERE,
         ..child
     });
-    assert_eq!(admitted(&mut gate, &filter, child), (0, 0));
+    assert_eq!(admitted(&mut gate, &filter, &child), (0, 0));
     let next = event(&record(2, MS, TcpState::SynRecv, TcpState::Established));
-    let [held, now] = gate.admit(&filter, next);
-    let held = held
-        .map(|held| held.event)
-        .expect("the first event comes with the next");
+    let Admitted { held, wanted } = gate.admit(&filter, &next);
+    let held = held.expect("the first event comes with the next");
     assert_eq!(
         (held.cookie, held.remote.port, held.new),
         (Some(2), 80, TcpState::SynRecv)
     );
-    assert!(now.is_some());
+    assert_eq!(wanted, Some(true));
 }
 
 #[test]
@@ -149,10 +148,10 @@ fn the_waiting_room_is_bounded_and_counts_who_had_to_leave() {
     let mut gate = Gate::default();
     let filter = local_port(40_000);
     for cookie in 1..=70_000 {
-        assert_eq!(admitted(&mut gate, &filter, syn_sent(cookie)), (0, 0));
+        assert_eq!(admitted(&mut gate, &filter, &syn_sent(cookie)), (0, 0));
     }
     assert_eq!(gate.undecided(), 70_000);
-    let through = (1..=70_000).map(|cookie| admitted(&mut gate, &filter, established(cookie)).0);
+    let through = (1..=70_000).map(|cookie| admitted(&mut gate, &filter, &established(cookie)).0);
     assert_eq!(
         through.sum::<usize>(),
         70_000 + 65_536,

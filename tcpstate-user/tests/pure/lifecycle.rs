@@ -32,7 +32,7 @@ fn life(lifecycle: &mut Lifecycle, cookie: u64, from: u64, states: &[TcpState]) 
         .windows(2)
         .zip(1..)
         .map(|(pair, step)| {
-            lifecycle.transition(event(&record(cookie, from + step * MS, pair[0], pair[1])))
+            lifecycle.transition(&event(&record(cookie, from + step * MS, pair[0], pair[1])))
         })
         .collect()
 }
@@ -95,12 +95,12 @@ fn a_phase_that_spans_a_loss_is_an_upper_bound() {
     life(&mut lifecycle, 2, START, &[Established, CloseWait]);
     lifecycle.events_lost(START + 5 * MS);
     // The socket may have been closed and connected again meanwhile.
-    let line = lifecycle.transition(event(&record(1, START + 9 * MS, Established, FinWait1)));
+    let line = lifecycle.transition(&event(&record(1, START + 9 * MS, Established, FinWait1)));
     assert_eq!(
         (line.phase, line.damaged),
         (Phase::new(7 * MS, Bound::AtMost), false)
     );
-    let line = lifecycle.transition(event(&record(1, START + 10 * MS, FinWait1, FinWait2)));
+    let line = lifecycle.transition(&event(&record(1, START + 10 * MS, FinWait1, FinWait2)));
     assert_eq!(
         line.phase,
         Phase::new(MS, Bound::Exact),
@@ -112,7 +112,7 @@ fn a_phase_that_spans_a_loss_is_an_upper_bound() {
 fn a_gap_gives_an_upper_bound_and_a_mark() {
     let mut lifecycle = lifecycle();
     life(&mut lifecycle, 1, START, &[Close, SynSent]);
-    let line = lifecycle.transition(event(&record(1, START + 8 * MS, Established, FinWait1)));
+    let line = lifecycle.transition(&event(&record(1, START + 8 * MS, Established, FinWait1)));
     assert_eq!(
         (line.phase, line.damaged),
         (Phase::new(7 * MS, Bound::AtMost), true)
@@ -182,7 +182,7 @@ fn without_cookies_a_reused_address_is_another_connection() {
                 cookie: 0,
                 ..record(1, START, old, new)
             };
-            ids.push(lifecycle.transition(event(&anonymous)).connection);
+            ids.push(lifecycle.transition(&event(&anonymous)).connection);
         }
     }
     assert_eq!(ids, [0, 0, 0, 1, 1, 1].map(|number: u64| OWN_IDS + number));
@@ -193,9 +193,9 @@ fn owners_come_from_the_processes_own_calls_only() {
     let mut lifecycle = lifecycle();
     let connect = owned(record(1, START, Close, SynSent), 7, b"curl");
     let via = |line: &Transition| line.process.map(|process| (process.pid, process.via));
-    let line = lifecycle.transition(event(&connect));
+    let line = lifecycle.transition(&event(&connect));
     assert_eq!((via(&line), line.tid()), (Some((7, Via::Connect)), Some(8)));
-    let line = lifecycle.transition(event(&record(1, START, SynSent, Established)));
+    let line = lifecycle.transition(&event(&record(1, START, SynSent, Established)));
     assert_eq!(
         (via(&line), line.tid()),
         (Some((7, Via::Connect)), None),
@@ -204,24 +204,24 @@ fn owners_come_from_the_processes_own_calls_only() {
     // A child that inherited the socket closes it: it is the one to name, not the owner.
     let close = owned(record(1, START, Established, FinWait1), 9, b"worker");
     assert_eq!(
-        via(&lifecycle.transition(event(&close))),
+        via(&lifecycle.transition(&event(&close))),
         Some((9, Via::Close))
     );
-    let line = lifecycle.transition(event(&record(1, START, FinWait1, FinWait2)));
+    let line = lifecycle.transition(&event(&record(1, START, FinWait1, FinWait2)));
     assert_eq!(via(&line), Some((7, Via::Connect)));
-    let line = lifecycle.transition(event(&record(2, START, Established, CloseWait)));
+    let line = lifecycle.transition(&event(&record(2, START, Established, CloseWait)));
     assert_eq!(via(&line), None, "nobody told us");
 }
 
 #[test]
 fn a_child_belongs_to_its_listener_until_a_call_of_its_process_tells() {
     let mut lifecycle = lifecycle();
-    lifecycle.transition(event(&owned(record(1, START, Close, Listen), 7, b"nginx")));
+    lifecycle.transition(&event(&owned(record(1, START, Close, Listen), 7, b"nginx")));
     let child = TransitionRecord {
         listener_cookie: 1,
         ..record(2, START, Listen, SynRecv)
     };
-    let line = lifecycle.transition(event(&child));
+    let line = lifecycle.transition(&event(&child));
     assert_eq!(
         line.process.map(|process| (process.pid, process.via)),
         Some((7, Via::Listener))
@@ -231,33 +231,33 @@ fn a_child_belongs_to_its_listener_until_a_call_of_its_process_tells() {
         ..record(3, START, Listen, SynRecv)
     };
     assert_eq!(
-        lifecycle.transition(event(&other)).process,
+        lifecycle.transition(&event(&other)).process,
         None,
         "a listener we have not seen"
     );
     let mut read = owned(record(2, START, Established, CloseWait), 8, b"nginx");
     read.flags &= !tcpstate_common::record::flags::FILE_RELEASED;
     life(&mut lifecycle, 2, START, &[SynRecv, Established]);
-    let line = lifecycle.transition(event(&read));
+    let line = lifecycle.transition(&event(&read));
     assert_eq!(
         line.process.map(|process| (process.pid, process.via)),
         Some((7, Via::Listener)),
         "the FIN came while somebody held the socket"
     );
     let last = owned(record(2, START, CloseWait, LastAck), 8, b"nginx");
-    let line = lifecycle.transition(event(&last));
+    let line = lifecycle.transition(&event(&last));
     assert_eq!(line.process.map(|process| process.pid), Some(8));
 }
 
 #[test]
 fn who_destroys_a_socket_is_not_its_owner() {
     let mut lifecycle = lifecycle();
-    lifecycle.transition(event(&owned(record(1, START, Close, SynSent), 7, b"curl")));
-    lifecycle.transition(event(&record(1, START, SynSent, Established)));
+    lifecycle.transition(&event(&owned(record(1, START, Close, SynSent), 7, b"curl")));
+    lifecycle.transition(&event(&record(1, START, SynSent, Established)));
     let mut kill = owned(record(1, START, Established, Close), 99, b"ss");
     kill.flags &= !tcpstate_common::record::flags::FILE_RELEASED;
     kill.error = libc::ECONNABORTED;
-    let line = lifecycle.transition(event(&kill));
+    let line = lifecycle.transition(&event(&kill));
     assert_eq!(line.process.map(|process| process.pid), Some(7));
 }
 
@@ -273,20 +273,20 @@ fn accepts(lifecycle: &mut Lifecycle, cookie: u64, pid: u32) -> Option<u64> {
 fn who_accepts_is_the_owner_but_for_who_connected() {
     let mut lifecycle = lifecycle();
     let listen = owned(record(1, START, Close, Listen), 7, b"master");
-    lifecycle.transition(event(&listen));
+    lifecycle.transition(&event(&listen));
     let child = TransitionRecord {
         listener_cookie: 1,
         ..record(2, START + MS, Listen, SynRecv)
     };
-    lifecycle.transition(event(&child));
+    lifecycle.transition(&event(&child));
     assert_eq!(accepts(&mut lifecycle, 2, 8), Some(2));
-    let line = lifecycle.transition(event(&record(2, START + 2 * MS, SynRecv, Established)));
+    let line = lifecycle.transition(&event(&record(2, START + 2 * MS, SynRecv, Established)));
     let owner = line.process.map(|process| (process.pid, process.via));
     assert_eq!(owner, Some((8, Via::Accept)));
     // The first who accepted it stays its owner, and nobody accepts what was connected.
     assert_eq!(accepts(&mut lifecycle, 2, 9), None);
     let connect = owned(record(3, START, Close, SynSent), 10, b"client");
-    lifecycle.transition(event(&connect));
+    lifecycle.transition(&event(&connect));
     assert_eq!(accepts(&mut lifecycle, 3, 9), None);
     assert_eq!(accepts(&mut lifecycle, 99, 9), None, "not heard of");
 }
@@ -294,10 +294,10 @@ fn who_accepts_is_the_owner_but_for_who_connected() {
 #[test]
 fn who_destroys_a_listener_is_not_its_owner() {
     let mut lifecycle = lifecycle();
-    lifecycle.transition(event(&owned(record(1, START, Close, Listen), 7, b"nginx")));
+    lifecycle.transition(&event(&owned(record(1, START, Close, Listen), 7, b"nginx")));
     let mut kill = owned(record(1, START, Listen, Close), 99, b"ss");
     kill.flags &= !tcpstate_common::record::flags::FILE_RELEASED;
-    let line = lifecycle.transition(event(&kill));
+    let line = lifecycle.transition(&event(&kill));
     assert_eq!(
         line.process.map(|process| (process.pid, process.via)),
         Some((7, Via::Listen))
@@ -314,14 +314,14 @@ fn mptcp_children_are_no_transitions_of_their_listener() {
             ..record(1, START, old, new)
         })
     };
-    let listener = lifecycle.transition(mptcp(Close, Listen, 0x100));
-    let child = lifecycle.transition(mptcp(Listen, Established, 0x200));
+    let listener = lifecycle.transition(&mptcp(Close, Listen, 0x100));
+    let child = lifecycle.transition(&mptcp(Listen, Established, 0x200));
     assert_ne!(
         child.connection, listener.connection,
         "though the kernel gives both one cookie"
     );
     assert_eq!((child.phase, child.damaged), (Phase::UNKNOWN, false));
-    let end = lifecycle.transition(mptcp(Listen, Close, 0x100));
+    let end = lifecycle.transition(&mptcp(Listen, Close, 0x100));
     assert_eq!(end.connection, listener.connection);
 }
 
@@ -338,7 +338,7 @@ fn a_full_table_forgets_the_silent_and_counts_them() {
     }
     assert_eq!(lifecycle.open(), 100);
     assert_eq!(lifecycle.counts().evicted, 900);
-    let line = lifecycle.transition(event(&record(1, 9999 * MS, SynSent, Established)));
+    let line = lifecycle.transition(&event(&record(1, 9999 * MS, SynSent, Established)));
     assert!(
         line.damaged,
         "its beginning was forgotten, so nothing is claimed about it"
@@ -350,7 +350,7 @@ fn a_full_table_forgets_the_silent_and_counts_them() {
 fn a_clock_that_goes_backwards_gives_no_time() {
     let mut lifecycle = lifecycle();
     life(&mut lifecycle, 1, START + 9 * MS, &[Close, SynSent]);
-    let line = lifecycle.transition(event(&record(1, START, SynSent, Established)));
+    let line = lifecycle.transition(&event(&record(1, START, SynSent, Established)));
     assert_eq!(line.phase, Phase::UNKNOWN);
 }
 
@@ -427,7 +427,7 @@ proptest! {
         let mut lifecycle = Lifecycle::new(limit, START);
         let last = records.iter().map(|record| record.time).max().unwrap_or(START);
         for record in &records {
-            let line = lifecycle.transition(event(record));
+            let line = lifecycle.transition(&event(record));
             prop_assert_eq!(line.event.old as u8, record.old, "no state is invented");
             if let Some(time) = line.phase.nanoseconds() {
                 prop_assert!(time <= last - START, "longer than the whole span");
@@ -448,7 +448,7 @@ proptest! {
         let mut lifecycle = lifecycle();
         let mut marks = 0;
         for (step, pair) in states.windows(2).enumerate().filter(|(step, _)| *step != dropped) {
-            let line = lifecycle.transition(event(&record(1, START + step as u64 * MS, pair[0], pair[1])));
+            let line = lifecycle.transition(&event(&record(1, START + step as u64 * MS, pair[0], pair[1])));
             marks += usize::from(line.damaged);
         }
         prop_assert_eq!(marks, 1);

@@ -120,7 +120,7 @@ fn scene() -> Vec<Transition> {
     lifecycle.name_cgroup(42, "/system.slice/a b.service");
     let mut lines: Vec<_> = records
         .iter()
-        .map(|record| lifecycle.transition(event(record)))
+        .map(|record| lifecycle.transition(&event(record)))
         .collect();
     let life = [
         (RecordKind::TimeWaitArmed, at(70_000), FinWait2, 2_000 * MS),
@@ -134,7 +134,7 @@ fn scene() -> Vec<Transition> {
         lifecycle.event(decoded, |line| lines.push(line));
         if substate == FinWait2 {
             let close = owned(record(7, time, FinWait2, Close), 4242, b"curl");
-            lines.push(lifecycle.transition(event(&close)));
+            lines.push(lifecycle.transition(&event(&close)));
         }
     }
     lines

@@ -67,8 +67,9 @@ impl View {
         };
         let event = Event::decode(bytes).expect("a good record");
         if let Event::Transition(event) = event {
-            for admitted in gate.admit(&Filter::default(), event).into_iter().flatten() {
-                show(lifecycle.transition(admitted.event));
+            let admitted = gate.admit(&Filter::default(), &event);
+            for (event, _) in admitted.events(&event) {
+                show(lifecycle.transition(event));
             }
         } else {
             lifecycle.event(event, &mut show);

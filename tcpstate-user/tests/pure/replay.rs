@@ -75,8 +75,9 @@ impl Recording {
             let event = Event::decode(record).expect("a record as the kernel side writes it now");
             lifecycle.settle(event.time(), &mut show);
             if let Event::Transition(event) = event {
-                for admitted in gate.admit(&Filter::default(), event).into_iter().flatten() {
-                    show(lifecycle.transition(admitted.event));
+                let admitted = gate.admit(&Filter::default(), &event);
+                for (event, _) in admitted.events(&event) {
+                    show(lifecycle.transition(event));
                 }
             } else {
                 lifecycle.event(event, &mut show);

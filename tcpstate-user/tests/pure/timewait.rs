@@ -52,12 +52,12 @@ const fn exact(nanoseconds: u64) -> Phase {
 
 /// A connection closes actively, and its minisocket is born in this state.
 fn born(lifecycle: &mut Lifecycle, cookie: u64, at: u64, state: TcpState) -> Transition {
-    lifecycle.transition(event(&owned(
+    lifecycle.transition(&event(&owned(
         record(cookie, at - SECOND, Close, TcpState::SynSent),
         7,
         b"curl",
     )));
-    lifecycle.transition(event(&record(
+    lifecycle.transition(&event(&record(
         cookie,
         at - SECOND,
         TcpState::SynSent,
@@ -74,7 +74,7 @@ fn born(lifecycle: &mut Lifecycle, cookie: u64, at: u64, state: TcpState) -> Tra
         [],
         "the full socket's last event tells"
     );
-    lifecycle.transition(event(&owned(
+    lifecycle.transition(&event(&owned(
         record(cookie, at + 20_000, FinWait2, Close),
         8,
         b"worker",
@@ -359,12 +359,12 @@ fn a_minisocket_older_than_the_run_has_a_lower_bound() {
 fn closing_gives_way_to_time_wait() {
     let mut lifecycle = lifecycle();
     let at = START + SECOND;
-    lifecycle.transition(event(&record(1, START, FinWait2, Closing)));
+    lifecycle.transition(&event(&record(1, START, FinWait2, Closing)));
     understood(
         &mut lifecycle,
         &timer(RecordKind::TimeWaitArmed, 1, at, TimeWait, MINUTE),
     );
-    let line = lifecycle.transition(event(&record(1, at + 1000, Closing, Close)));
+    let line = lifecycle.transition(&event(&record(1, at + 1000, Closing, Close)));
     assert_eq!(
         (line.event.old, line.event.new, line.minisocket),
         (Closing, TimeWait, true)
@@ -489,9 +489,9 @@ fn closed(lifecycle: &mut Lifecycle, record: &TransitionRecord) -> Transition {
             flags: 0,
             ..*record
         };
-        lifecycle.transition(event(&before));
+        lifecycle.transition(&event(&before));
     }
-    lifecycle.transition(event(record))
+    lifecycle.transition(&event(record))
 }
 
 #[test]
@@ -564,9 +564,9 @@ fn without_cookies_a_minisocket_is_paired_with_its_full_socket() {
         7,
         b"curl",
     ));
-    let connection = lifecycle.transition(event(&full)).connection;
+    let connection = lifecycle.transition(&event(&full)).connection;
     assert!(connection >= OWN_IDS);
-    lifecycle.transition(event(&no_cookie(record(
+    lifecycle.transition(&event(&no_cookie(record(
         1,
         at - SECOND,
         TcpState::SynSent,
@@ -584,7 +584,7 @@ fn without_cookies_a_minisocket_is_paired_with_its_full_socket() {
         };
         assert_eq!(understood(&mut lifecycle, &step), []);
     }
-    let line = lifecycle.transition(event(&no_cookie(record(1, at + 1000, FinWait2, Close))));
+    let line = lifecycle.transition(&event(&no_cookie(record(1, at + 1000, FinWait2, Close))));
     assert_eq!((line.connection, line.event.new), (connection, TimeWait));
     let over = TimeWaitRecord {
         cookie: 0,
