@@ -175,7 +175,8 @@ impl View {
 
     /// Takes one record that was sent until `now`; `false` if it is younger.
     pub fn record(&mut self, bytes: &[u8], now: u64) -> io::Result<bool> {
-        let Ok(event) = Event::decode(bytes) else {
+        let decoded = Event::decode(bytes);
+        let Ok(event) = &decoded else {
             self.undecodable += 1;
             self.lifecycle.events_lost(now);
             self.on_tape(&Step::Record(bytes));
@@ -184,7 +185,7 @@ impl View {
         if event.time() > now {
             return Ok(false);
         }
-        self.event(&event)?;
+        self.event(event)?;
         // Behind what was looked up for it.
         self.on_tape(&Step::Record(bytes));
         Ok(true)

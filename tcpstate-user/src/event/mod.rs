@@ -365,6 +365,7 @@ fn read<T: FromBytes>(mut bytes: &[u8]) -> Result<T, DecodeError> {
 }
 
 impl TransitionEvent {
+    #[inline]
     fn from_record(record: &TransitionRecord) -> Result<Self, DecodeError> {
         check_family(record.family)?;
         let old = state(record.old)?;
