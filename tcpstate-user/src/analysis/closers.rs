@@ -226,7 +226,7 @@ impl Tally for Closers {
         {
             return;
         }
-        let id = transition.connection;
+        let id = self.open.key(transition);
         if event.is_birth() {
             if self.by.needs_opened() {
                 let opened = Opened::of_birth(event);

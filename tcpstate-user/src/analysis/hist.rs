@@ -199,7 +199,7 @@ impl Tally for Hist {
         if event.is_listener() || (old, new) == (Closed, Closed) {
             return;
         }
-        let id = transition.connection;
+        let id = self.open.key(transition);
         if event.is_birth() {
             if self.remembers {
                 // If the socket is used again, the end of the life before was not seen.

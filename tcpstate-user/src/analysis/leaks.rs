@@ -174,10 +174,12 @@ impl Tally for Leaks {
     fn take(&mut self, transition: &Transition, wanted: bool) {
         let event = &transition.event;
         self.listeners.take(transition);
-        let id = transition.connection;
+        // A minisocket is the kernel's, which ends it in time: nothing of it is kept.
+        let id = self.open.key(transition);
         let before = self.open.remove(id);
-        if event.new == TcpState::Close {
-            self.opened.remove(id);
+        let opened = self.opened.key(transition);
+        if event.new == TcpState::Close || transition.minisocket {
+            self.opened.remove(opened);
             return;
         }
         if self.needs_opened() && !event.is_listener() {
@@ -187,8 +189,7 @@ impl Tally for Leaks {
                 self.opened.insert(id, Opened::Simultaneous);
             }
         }
-        // A minisocket is the kernel's, which ends it in time.
-        if !self.is_looked_at(event.new) || transition.minisocket {
+        if !self.is_looked_at(event.new) {
             return;
         }
         let goes_on = before.as_ref().filter(|_| event.old == event.new);

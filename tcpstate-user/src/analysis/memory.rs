@@ -2,8 +2,11 @@
 
 use indexmap::IndexMap;
 use rustc_hash::FxBuildHasher;
+use tcpstate_common::state::TcpState;
 
-/// Something about each connection, by its identity. When there are too many, others are forgotten, and counted.
+use crate::lifecycle::{Found, Transition};
+
+/// Something about each connection, by its key. When there are too many, others are forgotten, and counted.
 #[derive(Debug)]
 pub struct Memory<T> {
     connections: IndexMap<u64, T, FxBuildHasher>,
@@ -26,6 +29,20 @@ impl<T> Memory<T> {
     #[must_use]
     pub const fn forgotten(&self) -> u64 {
         self.forgotten
+    }
+
+    /// The key of the connection of a transition. One that goes on as a minisocket gets another: the socket may be used again
+    /// meanwhile, with the same identity.
+    pub fn key(&mut self, transition: &Transition) -> u64 {
+        let key = key(transition.connection, transition.minisocket);
+        if transition.minisocket
+            && transition.event.old != TcpState::TimeWait
+            && !self.connections.contains_key(&key)
+            && let Some(known) = self.connections.swap_remove(&transition.connection)
+        {
+            self.connections.insert(key, known);
+        }
+        key
     }
 
     /// What is remembered of a connection.
@@ -63,5 +80,21 @@ impl<T> Memory<T> {
     /// Forgets a connection that has ended.
     pub fn remove(&mut self, connection: u64) -> Option<T> {
         self.connections.swap_remove(&connection)
+    }
+}
+
+/// The key of a connection that was found.
+#[must_use]
+pub const fn key_of_found(found: &Found) -> u64 {
+    key(found.connection, found.minisocket)
+}
+
+const fn key(connection: u64, minisocket: bool) -> u64 {
+    /// Identities are below (see [`crate::lifecycle::OWN_IDS`]).
+    const MINISOCKET: u64 = 1 << 63;
+    if minisocket {
+        connection | MINISOCKET
+    } else {
+        connection
     }
 }

@@ -31,7 +31,7 @@ pub use leaks::{Leaks, LeaksOptions};
 pub(crate) use listeners::Listeners;
 pub use local_ports::{LocalPorts, Reuse};
 pub use measure::Measure;
-pub use memory::Memory;
+pub use memory::{Memory, key_of_found};
 pub use report::{Report, Reports, Tally};
 pub use states::{States, StatesOptions};
 pub use stay::{STAYS, Stay, Stays};

@@ -7,7 +7,7 @@ use super::{
     group::{Groups, Interval, Place},
     key::{Dimension, Subject},
     listeners::Listeners,
-    memory::Memory,
+    memory::{Memory, key_of_found},
     report::Tally,
     table::{Cell, Column, Order, Shown, Sum, Table},
 };
@@ -218,7 +218,7 @@ impl Tally for States {
     fn take(&mut self, transition: &Transition, wanted: bool) {
         let event = &transition.event;
         self.listeners.take(transition);
-        let id = transition.connection;
+        let id = self.open.key(transition);
         let before = self.open.get(id).copied();
         self.leave(before);
         if event.new == TcpState::Close {
@@ -261,10 +261,11 @@ impl Tally for States {
             wanted,
             process: found.process,
         };
-        let before = self.open.remove(found.connection);
+        let id = key_of_found(found);
+        let before = self.open.remove(id);
         self.leave(before);
         let subject = Subject::of_found(found);
-        self.enter(found.connection, life, &subject, found.cgroup.as_ref());
+        self.enter(id, life, &subject, found.cgroup.as_ref());
     }
 
     fn accepted(&mut self, connection: u64, process: Process) {

@@ -16,7 +16,7 @@ use super::{
     key::{Dimension, Subject},
     listeners::Listeners,
     local_ports::LocalPorts,
-    memory::Memory,
+    memory::{Memory, key_of_found},
     ports::{Held, Ports},
     report::Tally,
     table::{Cell, Column, Order, Shown, Sum, Table},
@@ -289,7 +289,7 @@ impl Tally for Waits {
         if event.is_listener() || (event.old, event.new) == (Close, Close) {
             return;
         }
-        let (id, time) = (transition.connection, event.time);
+        let (id, time) = (self.open.key(transition), event.time);
         let subject = Subject::of(transition);
         let mut known = self.open.get(id).copied();
         if event.is_birth()
@@ -362,10 +362,11 @@ impl Tally for Waits {
             let now = Some((&subject, found.minisocket));
             life.held = self.ports.follow(None, now, found.time, true);
         }
-        if let Some(before) = self.open.remove(found.connection) {
+        let id = key_of_found(found);
+        if let Some(before) = self.open.remove(id) {
             self.forget(&before, found.time);
         }
-        self.keep(found.connection, life, found.time);
+        self.keep(id, life, found.time);
     }
 
     fn bind_failed(&mut self, event: &CallEvent) {

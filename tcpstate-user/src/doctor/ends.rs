@@ -6,7 +6,7 @@ use super::binds::{At, Binds, FailedBind};
 use crate::{
     analysis::{
         By, Cell, Column, Dimension, Groups, How, Interval, Listeners, Memory, Opened, Order,
-        Place, Subject, Sum, Table, Tally,
+        Place, Subject, Sum, Table, Tally, key_of_found,
     },
     event::{self, CallEvent},
     lifecycle::{Found, Reason, Transition},
@@ -220,7 +220,8 @@ impl Tally for Ends {
         if (event.old, event.new) == (Close, Close) {
             return;
         }
-        let known = self.open.remove(transition.connection);
+        let id = self.open.key(transition);
+        let known = self.open.remove(id);
         if let Some(known) = &known {
             self.binds.release(known.at, known.minisocket);
         }
@@ -247,7 +248,7 @@ impl Tally for Ends {
             self.follow(transition, &mut life);
         }
         if event.new != Close {
-            self.keep(transition.connection, life);
+            self.keep(id, life);
         }
     }
 
@@ -267,7 +268,7 @@ impl Tally for Ends {
             at: (subject.namespace(), subject.local.port),
             minisocket: found.minisocket,
         };
-        self.keep(found.connection, life);
+        self.keep(key_of_found(found), life);
     }
 
     fn accepted(&mut self, connection: u64, process: event::Process) {

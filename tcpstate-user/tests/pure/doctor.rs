@@ -51,6 +51,14 @@ fn seen(all: &[Sent], thresholds: &Thresholds) -> Snapshot {
     seen.take().expect("the watch has ended")
 }
 
+/// All that it says of this.
+pub fn said(all: &[Sent]) -> String {
+    let thresholds = thresholds();
+    let snapshot = seen(all, &thresholds);
+    let diagnosis = Diagnosis::of(&snapshot, &thresholds);
+    text(&diagnosis, &snapshot, &HOOKS, false)
+}
+
 #[test]
 fn the_scene_in_text_and_json() {
     let thresholds = thresholds();

@@ -2,6 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "a test stops where its set-up fails")]
 
+mod again;
 mod closers;
 mod command_line;
 mod connections;

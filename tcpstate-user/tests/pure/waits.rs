@@ -21,7 +21,7 @@ use crate::{
 
 const NETNS: u32 = 4_026_531_840;
 
-fn options(by: By, range: &str, reuse: &str) -> WaitsOptions {
+pub fn options(by: By, range: &str, reuse: &str) -> WaitsOptions {
     let ports = LocalPorts::parse(range, "", reuse).expect("a range");
     WaitsOptions {
         calls: true,
