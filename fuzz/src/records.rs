@@ -79,9 +79,7 @@ impl Watch {
                 let admitted = self.gate.admit(&Filter::default(), &event);
                 for (event, _) in admitted.events(&event) {
                     let transition = self.lifecycle.transition(event);
-                    if let Some(transition) = self.lifecycle.hold(transition) {
-                        self.take(&transition);
-                    }
+                    self.understand(|lifecycle, out| lifecycle.hold(transition, out));
                 }
             }
             Event::Socket(event) => {

@@ -290,10 +290,7 @@ impl View {
         if !self.lifecycle.polls() {
             return self.show(&transition);
         }
-        match self.lifecycle.hold(transition) {
-            Some(transition) => self.show(&transition),
-            None => Ok(()),
-        }
+        self.understand(|lifecycle, out| lifecycle.hold(transition, out))
     }
 
     fn call(&mut self, event: &CallEvent) {

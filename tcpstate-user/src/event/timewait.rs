@@ -5,7 +5,7 @@ use tcpstate_common::{
     state::TcpState,
 };
 
-use super::{DecodeError, Endpoint, check_family, known, state};
+use super::{DecodeError, Endpoint, TransitionEvent, check_family, known, state};
 
 /// What happened. The timer tracepoints tell what was done to the timer, from which the rest follows; the functions of
 /// minisockets tell it themselves.
@@ -69,6 +69,12 @@ pub struct TimeWaitEvent {
 }
 
 impl TimeWaitEvent {
+    /// Whether it has the ends of this full socket.
+    #[must_use]
+    pub fn has_ends_of(&self, full: &TransitionEvent) -> bool {
+        (self.local, self.remote) == (full.local, full.remote)
+    }
+
     pub(super) fn from_record(
         record: &TimeWaitRecord,
         step: TimeWaitStep,

@@ -190,14 +190,12 @@ impl Lifecycle {
     }
 
     /// Understands one event, and passes on what it means: nothing, or one or more transitions.
-    pub fn event(&mut self, event: Event, mut out: impl FnMut(Transition)) {
+    pub fn event(&mut self, event: Event, out: impl FnMut(Transition)) {
         match event {
             Event::Transition(event) if self.is_repeated(&event) => {}
             Event::Transition(event) => {
                 let transition = self.transition(&event);
-                if let Some(transition) = self.hold(transition) {
-                    out(transition);
-                }
+                self.hold(transition, out);
             }
             Event::TimeWait(event) if event.step == TimeWaitStep::Found => {
                 self.found_minisocket(&event, out);

@@ -4,7 +4,7 @@
 //! A full socket that closes may go on as a minisocket; which, only the next list tells. So such a transition is held until
 //! then.
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, map::Entry};
 use rustc_hash::FxBuildHasher;
 use tcpstate_common::state::TcpState;
 
@@ -96,13 +96,21 @@ impl Lifecycle {
         self.poll.is_some()
     }
 
-    /// Gives a transition back, or holds it until the next list tells whether a minisocket goes on in its place.
-    pub fn hold(&mut self, transition: Transition) -> Option<Transition> {
+    /// Passes a transition on, or holds it until the next list tells whether a minisocket goes on in its place.
+    pub fn hold(&mut self, transition: Transition, mut out: impl FnMut(Transition)) {
         use TcpState::{Close, Closing, FinWait1, FinWait2};
         let Some(poll) = &mut self.poll else {
-            return Some(transition);
+            return out(transition);
         };
         let event = &transition.event;
+        if event.is_birth()
+            && let Some(before) = event
+                .cookie
+                .and_then(|cookie| poll.closed.swap_remove(&cookie))
+        {
+            // The socket is used again before the list was read.
+            out(before);
+        }
         let may_go_on = event.new == Close
             && matches!(event.old, FinWait1 | FinWait2 | Closing)
             && event.error.is_none();
@@ -110,9 +118,8 @@ impl Lifecycle {
             // Beyond the limit it is told at once, as what it may be.
             Some(cookie) if poll.closed.len() < self.limit => {
                 poll.closed.insert(cookie, transition);
-                None
             }
-            _ => Some(transition),
+            _ => out(transition),
         }
     }
 
@@ -138,7 +145,13 @@ impl Lifecycle {
         }
         let closed = event
             .cookie
-            .and_then(|cookie| poll.closed.swap_remove(&cookie));
+            .and_then(|cookie| match poll.closed.entry(cookie) {
+                // Of a socket that was used again the list may have the life before.
+                Entry::Occupied(closed) if event.has_ends_of(&closed.get().event) => {
+                    Some(closed.swap_remove())
+                }
+                _ => None,
+            });
         let Some(mut closed) = closed else {
             return false;
         };

@@ -41,12 +41,7 @@ fn used_again(again: u64, ends: bool) -> Vec<Sent> {
         TimeWait,
         left,
     )));
-    all.push(Sent::Transition(record(
-        5,
-        closed + 1_000,
-        FinWait2,
-        Close,
-    )));
+    all.push(Sent::Transition(record(5, closed + 1_000, FinWait2, Close)));
     // The minisocket keeps the ends of the first.
     let other = |record: TransitionRecord| TransitionRecord {
         lport: 40_001,

@@ -189,3 +189,45 @@ fn a_minisocket_may_be_seen_before_its_full_socket_closes() {
     scene.seen(START + SECOND, TimeWait, START + MS + MINUTE);
     assert_eq!(scene.last().event.new, TimeWait);
 }
+
+#[test]
+fn a_socket_used_again_before_the_list_is_read_has_closed_first() {
+    let mut scene = Scene::closed();
+    assert_eq!(scene.lines.len(), 1, "its CLOSE is held");
+    let mut again = owned(record(1, START + 2 * MS, Close, SynSent), 7, b"curl");
+    (again.lport, again.rport) = (0, 81);
+    scene.full(again);
+    let states: Vec<_> = scene
+        .lines
+        .iter()
+        .map(|line| (line.event.old, line.event.new))
+        .collect();
+    let expected = [(SynSent, FinWait2), (FinWait2, Close), (Close, SynSent)];
+    assert_eq!(states, expected);
+    // It closes too. What the list has is the minisocket of the life before.
+    for (old, new) in [(SynSent, FinWait2), (FinWait2, Close)] {
+        let mut full = record(1, START + 3 * MS, old, new);
+        (full.lport, full.rport) = (40_001, 81);
+        scene.full(full);
+    }
+    let before = timer(
+        RecordKind::TimeWaitFound,
+        1,
+        START + 4 * MS,
+        TimeWait,
+        MINUTE,
+    );
+    let Ok(Event::TimeWait(event)) = Event::decode(before.as_bytes()) else {
+        unreachable!("a minisocket was written");
+    };
+    let lines = &mut scene.lines;
+    scene.lifecycle.begin_finding();
+    let found = scene
+        .lifecycle
+        .found_minisocket(&event, |line| lines.push(line));
+    assert!(found.is_some(), "it is a minisocket of its own");
+    scene.round(START + 4 * MS, true);
+    let last = scene.lines.last().expect("the second CLOSE");
+    assert_eq!((last.event.old, last.event.new), (FinWait2, Close));
+    assert_eq!(last.event.remote.port, 81);
+}
