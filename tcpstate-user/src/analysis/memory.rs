@@ -35,8 +35,9 @@ impl<T> Memory<T> {
     /// meanwhile, with the same identity.
     pub fn key(&mut self, transition: &Transition) -> u64 {
         let key = key(transition.connection, transition.minisocket);
+        let begins = transition.event.old != TcpState::TimeWait || transition.damaged;
         if transition.minisocket
-            && transition.event.old != TcpState::TimeWait
+            && begins
             && !self.connections.contains_key(&key)
             && let Some(known) = self.connections.swap_remove(&transition.connection)
         {

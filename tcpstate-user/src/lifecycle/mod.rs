@@ -24,7 +24,7 @@ use crate::event::{
 use found::Ended;
 use identity::Identities;
 use poll::Poll;
-use timewait::MiniSockets;
+use timewait::{MiniSockets, Unseen, goes_on};
 
 pub use caller::{Caller, Callers};
 pub use found::Found;
@@ -216,44 +216,47 @@ impl Lifecycle {
         if now == u64::MAX {
             self.release(&mut out);
         }
-        let Self {
-            minisockets,
-            cgroups,
-            counts,
-            start,
-            lost,
-            ended,
-            limit,
-            ..
-        } = self;
-        let unseen = lost.is_none().then_some(*start);
-        minisockets.settle(now, unseen, &mut |transition| {
-            note_end(ended, &transition, *limit);
-            counts.transitions += 1;
-            counts.damaged += u64::from(transition.damaged);
-            out(named(cgroups, transition));
-        });
+        self.with_unseen(
+            |minisockets, unseen, mut out| minisockets.settle(now, unseen, &mut out),
+            out,
+        );
     }
 
     /// Understands what happened to a minisocket. One that was found is for [`Lifecycle::event`].
-    pub fn timewait(&mut self, event: &TimeWaitEvent, mut out: impl FnMut(Transition)) {
-        let Self {
-            minisockets,
-            cgroups,
-            counts,
-            start,
-            lost,
-            ended,
-            limit,
-            ..
-        } = self;
-        let unseen = lost.is_none().then_some(*start);
-        minisockets.event(event, unseen, &mut |transition| {
-            note_end(ended, &transition, *limit);
-            counts.transitions += 1;
-            counts.damaged += u64::from(transition.damaged);
-            out(named(cgroups, transition));
+    pub fn timewait(&mut self, event: &TimeWaitEvent, out: impl FnMut(Transition)) {
+        self.with_unseen(
+            |minisockets, unseen, mut out| minisockets.event(event, unseen, &mut out),
+            out,
+        );
+    }
+
+    /// Lets the minisockets understand something, and passes on what it means.
+    fn with_unseen(
+        &mut self,
+        something: impl FnOnce(&mut MiniSockets, Unseen<'_>, &mut dyn FnMut(Transition)),
+        mut out: impl FnMut(Transition),
+    ) {
+        let unseen = Unseen {
+            since: self.lost.is_none().then_some(self.start),
+            connections: &self.connections,
+        };
+        // There may be full sockets whose own end was not told.
+        let mut damaged = Vec::new();
+        something(&mut self.minisockets, unseen, &mut |transition| {
+            if transition.event.new == TcpState::Close {
+                self.ended.add(&transition.event, self.limit);
+                damaged.extend(transition.damaged.then_some(transition.connection));
+            }
+            self.counts.transitions += 1;
+            self.counts.damaged += u64::from(transition.damaged);
+            out(named(&self.cgroups, transition));
         });
+        for id in damaged {
+            let full = self.connections.get(&id);
+            if full.is_some_and(|full| goes_on(full.state)) {
+                self.connections.swap_remove(&id);
+            }
+        }
     }
 
     /// Whether an event is one that is known already: our second program takes those that the kernel did not run the first
@@ -507,13 +510,6 @@ fn grow_slowly<T>(table: &mut IndexMap<u64, T, FxBuildHasher>) {
 
 /// 250 ticks a second.
 const DEFAULT_TICK: u64 = 4_000_000;
-
-/// Remembers that a minisocket has ended.
-fn note_end(ended: &mut Ended, transition: &Transition, limit: usize) {
-    if transition.event.new == TcpState::Close {
-        ended.add(&transition.event, limit);
-    }
-}
 
 /// With the name of its cgroup.
 fn named(cgroups: &FxHashMap<u64, Arc<str>>, transition: Transition) -> Transition {

@@ -8,7 +8,9 @@ use indexmap::{IndexMap, map::Entry};
 use rustc_hash::FxBuildHasher;
 use tcpstate_common::state::TcpState;
 
-use super::{Lifecycle, Reason, Transition, grow_slowly, named, reason::KnownBy};
+use super::{
+    Lifecycle, Reason, Transition, grow_slowly, named, reason::KnownBy, timewait::goes_on,
+};
 use crate::event::{Endpoint, TimeWaitEvent, TimeWaitStep};
 
 /// What is known only from lists.
@@ -98,7 +100,6 @@ impl Lifecycle {
 
     /// Passes a transition on, or holds it until the next list tells whether a minisocket goes on in its place.
     pub fn hold(&mut self, transition: Transition, mut out: impl FnMut(Transition)) {
-        use TcpState::{Close, Closing, FinWait1, FinWait2};
         let Some(poll) = &mut self.poll else {
             return out(transition);
         };
@@ -111,9 +112,7 @@ impl Lifecycle {
             // The socket is used again before the list was read.
             out(before);
         }
-        let may_go_on = event.new == Close
-            && matches!(event.old, FinWait1 | FinWait2 | Closing)
-            && event.error.is_none();
+        let may_go_on = event.new == TcpState::Close && goes_on(event.old) && event.error.is_none();
         match event.cookie.filter(|_| may_go_on) {
             // Beyond the limit it is told at once, as what it may be.
             Some(cookie) if poll.closed.len() < self.limit => {

@@ -7,7 +7,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 use tcpstate_common::state::TcpState;
 
 use super::{
-    Bound, Phase, Transition,
+    Bound, Connection, Phase, Transition,
     caller::{Caller, Callers},
     grow_slowly,
     identity::OWN_IDS,
@@ -45,6 +45,34 @@ pub(super) struct Born {
     pub(super) state: TcpState,
     /// When.
     pub(super) time: u64,
+}
+
+/// Whether a full socket in this state may go on as a minisocket: only an active close comes there (`tcp_time_wait`).
+pub(super) const fn goes_on(state: TcpState) -> bool {
+    matches!(
+        state,
+        TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing
+    )
+}
+
+/// What may be known of a minisocket that we meet for the first time.
+#[derive(Clone, Copy)]
+pub(super) struct Unseen<'a> {
+    /// Since when it may have lived.
+    pub(super) since: Option<u64>,
+    /// The full sockets that are open.
+    pub(super) connections: &'a IndexMap<u64, Connection, FxBuildHasher>,
+}
+
+impl Unseen<'_> {
+    /// Since when at least it lives, if it was there before: not if its full socket is known, whose end is missing then.
+    fn since(self, event: &TimeWaitEvent) -> Option<u64> {
+        let full = event
+            .cookie
+            .and_then(|cookie| self.connections.get(&cookie));
+        self.since
+            .filter(|_| !full.is_some_and(|full| goes_on(full.state)))
+    }
 }
 
 /// All minisockets that live, as far as we know.
@@ -93,9 +121,8 @@ impl MiniSockets {
 
     /// The minisocket that takes over from a full socket which closes.
     pub(super) fn born_of(&mut self, event: &TransitionEvent) -> Option<Born> {
-        use TcpState::{FinWait1, FinWait2};
-        // Only an active close comes there (`tcp_time_wait`): after a loss a restart may have been taken for a birth.
-        if !matches!(event.old, FinWait1 | FinWait2 | TcpState::Closing) {
+        // After a loss a restart may have been taken for a birth.
+        if !goes_on(event.old) {
             return None;
         }
         let address = self.born.remove(&Closing::of(event))?;
@@ -148,11 +175,11 @@ impl MiniSockets {
         }
     }
 
-    /// Understands one event; `unseen` is since when a minisocket that we meet now for the first time may have lived.
+    /// Understands one event; `unseen` is what may be known of a minisocket that we meet now for the first time.
     pub(super) fn event(
         &mut self,
         event: &TimeWaitEvent,
-        unseen: Option<u64>,
+        unseen: Unseen<'_>,
         out: &mut impl FnMut(Transition),
     ) {
         // Nothing comes between a cancellation and what belongs to it, on one CPU. The address alone does not say that it
@@ -206,7 +233,7 @@ impl MiniSockets {
     pub(super) fn settle(
         &mut self,
         now: u64,
-        unseen: Option<u64>,
+        unseen: Unseen<'_>,
         out: &mut impl FnMut(Transition),
     ) {
         /// A CPU of a virtual machine may be put aside for this long between two steps of the kernel.
@@ -413,7 +440,7 @@ impl MiniSockets {
     fn end_early(
         &mut self,
         event: &TimeWaitEvent,
-        unseen: Option<u64>,
+        unseen: Unseen<'_>,
         out: &mut impl FnMut(Transition),
     ) {
         let reason = match (self.callers.find(&event.callers), event.substate) {
@@ -450,7 +477,7 @@ impl MiniSockets {
         &mut self,
         event: &TimeWaitEvent,
         why: Why,
-        unseen: Option<u64>,
+        unseen: Unseen<'_>,
         out: &mut impl FnMut(Transition),
     ) {
         let known = self
@@ -472,7 +499,7 @@ impl MiniSockets {
             self.ended.push_back((event.minisocket, event.cookie));
         }
         // One that is not known may have been forgotten.
-        let unseen = unseen.filter(|_| self.forgotten == 0);
+        let unseen = unseen.since(event).filter(|_| self.forgotten == 0);
         let mut life = known.unwrap_or_else(|| match unseen {
             Some(start) => self.life(event, start, Bound::AtLeast),
             None => self.life(event, event.time, Bound::Unknown),

@@ -356,6 +356,33 @@ fn a_minisocket_older_than_the_run_has_a_lower_bound() {
 }
 
 #[test]
+fn a_minisocket_of_a_connection_that_we_know_is_not_older_than_the_run() {
+    let mut lifecycle = lifecycle();
+    let at = START + SECOND;
+    lifecycle.transition(&event(&record(
+        9,
+        at,
+        TcpState::Established,
+        TcpState::FinWait1,
+    )));
+    // Its FIN_WAIT2, its CLOSE and the birth of the minisocket were not told, nor that they were lost.
+    let end = at + MINUTE;
+    let lines = understood(
+        &mut lifecycle,
+        &at_end(RecordKind::TimeWaitExpired, 9, end, at + MS),
+    );
+    let [line] = &lines[..] else {
+        unreachable!("one line: {lines:?}");
+    };
+    assert_eq!(
+        (line.phase, line.reason),
+        (Phase::UNKNOWN, Some(Reason::Expired))
+    );
+    assert!(line.damaged);
+    assert_eq!((lifecycle.counts().damaged, lifecycle.open()), (1, 0));
+}
+
+#[test]
 fn closing_gives_way_to_time_wait() {
     let mut lifecycle = lifecycle();
     let at = START + SECOND;
