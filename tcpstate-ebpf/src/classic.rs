@@ -85,7 +85,7 @@ pub(crate) fn classic(context: TracePointContext) -> u32 {
         lport: ends.lport,
         rport: ends.rport,
         netns: 0,
-        error: 0,
+        error: -1,
         uid: u32::MAX,
         pid: 0,
         tid: 0,

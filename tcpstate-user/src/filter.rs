@@ -15,7 +15,9 @@ use tcpstate_common::{
 };
 
 use crate::{
-    event::{Comm, Endpoint, Process, Protocol, SocketEvent, TimeWaitEvent, TransitionEvent},
+    event::{
+        CallEvent, Comm, Endpoint, Process, Protocol, SocketEvent, TimeWaitEvent, TransitionEvent,
+    },
     lifecycle::Transition,
 };
 
@@ -315,9 +317,15 @@ fn port(ranges: &[PortRange], port: u16, not_yet: bool) -> Decision {
 #[derive(Debug, Default)]
 pub struct Gate {
     /// By address of the socket, which is its identity while it lives.
-    waiting: IndexMap<u64, TransitionEvent, FxBuildHasher>,
+    waiting: IndexMap<u64, Waiting, FxBuildHasher>,
     /// Those that had to leave, and those that were not heard of again.
     lost: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    event: TransitionEvent,
+    accepted: Option<CallEvent>,
 }
 
 /// What a [`Gate`] lets through with an event.
@@ -325,6 +333,8 @@ pub struct Gate {
 pub struct Admitted {
     /// What was held back before, with the cookie, ports and addresses of the event that decided. It is wanted.
     pub held: Option<TransitionEvent>,
+    /// That it was accepted meanwhile: with TCP Fast Open before it is established.
+    pub accepted: Option<CallEvent>,
     /// Whether the event itself is wanted; `None` if it does not come through, now or at all. Listeners that are not wanted come
     /// through all the same: they own connections that are.
     pub wanted: Option<bool>,
@@ -360,7 +370,9 @@ impl Gate {
 
     /// What comes through with this event: nothing, itself, or what was held back before it and itself.
     pub fn admit(&mut self, filter: &Filter, event: &TransitionEvent) -> Admitted {
-        let mut held = self.waiting.swap_remove(&event.socket);
+        let before = self.waiting.swap_remove(&event.socket);
+        let (mut held, mut accepted) =
+            before.map_or((None, None), |one| (Some(one.event), one.accepted));
         if event.is_birth() && held.take().is_some() {
             // The life before it at this address was not heard of again.
             self.lost += 1;
@@ -376,20 +388,35 @@ impl Gate {
                 {
                     self.lost += 1;
                 }
-                self.waiting.insert(event.socket, event.clone());
+                let waiting = Waiting {
+                    event: event.clone(),
+                    accepted: None,
+                };
+                self.waiting.insert(event.socket, waiting);
                 None
             }
             Decision::Hide => event.is_listener().then_some(false),
             Decision::Show => Some(true),
         };
-        if wanted != Some(true) {
-            held = None;
+        if wanted != Some(true) || held.is_none() {
+            (held, accepted) = (None, None);
         }
         if let Some(held) = &mut held {
             held.cookie = event.cookie;
             held.local = event.local;
             held.remote = event.remote;
         }
-        Admitted { held, wanted }
+        Admitted {
+            held,
+            accepted,
+            wanted,
+        }
+    }
+
+    /// A connection was accepted. If its first event is held back, that comes through with it.
+    pub fn accepted(&mut self, event: &CallEvent) {
+        if let Some(waiting) = self.waiting.get_mut(&event.socket) {
+            waiting.accepted = Some(event.clone());
+        }
     }
 }

@@ -546,20 +546,43 @@ impl How {
     /// How a full socket ended that no minisocket takes over from.
     pub(crate) fn of_end(event: &TransitionEvent) -> Self {
         use TcpState::{CloseWait, Established, LastAck, SynRecv, SynSent};
-        match (event.error, event.old) {
-            (Some(libc::ECONNABORTED), _) => Self::Destroyed,
-            (Some(libc::ECONNREFUSED), _) | (Some(libc::ECONNRESET | libc::EPIPE), SynSent) => {
-                Self::Refused
-            }
-            (Some(libc::ECONNRESET | libc::EPIPE), _) => Self::RstReceived,
-            (Some(libc::ETIMEDOUT), _) => Self::Timeout,
-            (Some(libc::EHOSTUNREACH | libc::ENETUNREACH), _) => Self::Unreachable,
-            (_, SynSent) => Self::Aborted,
-            (_, LastAck) => Self::Fin,
-            (_, Established | SynRecv | CloseWait) => Self::RstSent,
+        let Some(error) = event.error else {
+            return match event.old {
+                _ if !event.error_known => Self::Unknown,
+                SynSent => Self::Aborted,
+                LastAck => Self::Fin,
+                Established | SynRecv | CloseWait => Self::RstSent,
+                _ => Self::Unknown,
+            };
+        };
+        match (error, event.old) {
+            (libc::ECONNABORTED, _) => Self::Destroyed,
+            (libc::ECONNREFUSED | libc::ECONNRESET | libc::EPIPE, SynSent)
+            | (libc::ECONNREFUSED, SynRecv) => Self::Refused,
+            (libc::ECONNRESET | libc::EPIPE, _) => Self::RstReceived,
+            (libc::ETIMEDOUT, _) => Self::Timeout,
+            _ if is_of_icmp(error) => Self::Unreachable,
             _ => Self::Unknown,
         }
     }
+}
+
+/// Whether this is what an ICMP message makes of a connection (`icmp_err_convert` in `net/ipv4/icmp.c`, `icmpv6_err_convert`), or
+/// the routes of this host.
+const fn is_of_icmp(error: i32) -> bool {
+    matches!(
+        error,
+        libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::ECONNREFUSED
+            | libc::EACCES
+            | libc::EHOSTDOWN
+            | libc::EMSGSIZE
+            | libc::ENONET
+            | libc::ENOPROTOOPT
+            | libc::EOPNOTSUPP
+            | libc::EPROTO
+    )
 }
 
 impl ClosedFirst {

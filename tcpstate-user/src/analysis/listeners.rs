@@ -8,7 +8,11 @@ use crate::lifecycle::{Found, Transition};
 
 /// Ports in use by listeners, for each network namespace.
 #[derive(Debug, Default)]
-pub(crate) struct Listeners(FxHashMap<(u64, u16), u32>);
+pub(crate) struct Listeners {
+    ports: FxHashMap<(u64, u16), u32>,
+    /// Those that were there before have been found.
+    complete: bool,
+}
 
 impl Listeners {
     /// Takes a transition of any socket.
@@ -19,10 +23,10 @@ impl Listeners {
             self.add(&subject);
         } else if event.ends_listener() {
             let key = (subject.namespace(), subject.local.port);
-            if let Some(count) = self.0.get_mut(&key) {
+            if let Some(count) = self.ports.get_mut(&key) {
                 *count -= 1;
                 if *count == 0 {
-                    self.0.remove(&key);
+                    self.ports.remove(&key);
                 }
             }
         }
@@ -35,24 +39,35 @@ impl Listeners {
         if found.state == TcpState::Listen {
             self.add(&subject);
         }
-        self.opened_of(&subject)
-    }
-
-    /// The same for a connection met in the middle of its life.
-    pub(crate) fn opened_of(&self, subject: &Subject) -> Opened {
-        if self
-            .0
-            .contains_key(&(subject.namespace(), subject.local.port))
-        {
+        if self.has(&subject) {
             Opened::Passive
         } else {
             Opened::Active
         }
     }
 
+    /// The same for a connection met in the middle of its life: not known if its listener may not have been found.
+    pub(crate) fn opened_of(&self, subject: &Subject) -> Opened {
+        match self.has(subject) {
+            true => Opened::Passive,
+            false if self.complete => Opened::Active,
+            false => Opened::Unknown,
+        }
+    }
+
+    /// All that were there before have been found.
+    pub(crate) const fn all_found(&mut self) {
+        self.complete = true;
+    }
+
+    fn has(&self, subject: &Subject) -> bool {
+        let key = (subject.namespace(), subject.local.port);
+        self.ports.contains_key(&key)
+    }
+
     /// The ports that listeners of a network namespace have.
     pub(crate) fn of(&self, namespace: u64) -> impl Iterator<Item = u16> {
-        let all = self.0.keys();
+        let all = self.ports.keys();
         all.filter(move |(one, _)| *one == namespace)
             .map(|(_, port)| *port)
     }
@@ -60,11 +75,11 @@ impl Listeners {
     fn add(&mut self, subject: &Subject) {
         /// Ends that were lost must not fill the memory.
         const LIMIT: usize = 1 << 20;
-        if self.0.len() >= LIMIT {
-            self.0.clear();
+        if self.ports.len() >= LIMIT {
+            self.ports.clear();
         }
         *self
-            .0
+            .ports
             .entry((subject.namespace(), subject.local.port))
             .or_default() += 1;
     }

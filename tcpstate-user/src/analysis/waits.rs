@@ -388,6 +388,7 @@ impl Tally for Waits {
 
     fn all_found(&mut self) {
         self.seeded = true;
+        self.listeners.all_found();
     }
 
     fn lost(&mut self, _: u64) {

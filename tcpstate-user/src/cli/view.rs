@@ -273,10 +273,16 @@ impl View {
             return Ok(());
         }
         let admitted = self.gate.admit(&self.filter, event);
-        for (event, wanted) in admitted.events(event) {
-            self.admitted(event, wanted)?;
+        if let Some(held) = &admitted.held {
+            self.admitted(held, true)?;
         }
-        Ok(())
+        if let Some(accepted) = &admitted.accepted {
+            self.call(accepted);
+        }
+        match admitted.wanted {
+            Some(wanted) => self.admitted(event, wanted),
+            None => Ok(()),
+        }
     }
 
     fn admitted(&mut self, event: &TransitionEvent, wanted: bool) -> io::Result<()> {
@@ -299,6 +305,8 @@ impl View {
             CallStep::Accepted => {
                 if let Some(connection) = self.lifecycle.accepted(event) {
                     self.accepted(connection, event.process);
+                } else {
+                    self.gate.accepted(event);
                 }
                 return;
             }

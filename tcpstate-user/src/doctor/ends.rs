@@ -271,6 +271,10 @@ impl Tally for Ends {
         self.keep(key_of_found(found), life);
     }
 
+    fn all_found(&mut self) {
+        self.listeners.all_found();
+    }
+
     fn accepted(&mut self, connection: u64, process: event::Process) {
         if let Some(life) = self.open.get(connection) {
             life.process = Some(process);

@@ -292,8 +292,10 @@ pub struct TransitionEvent {
     pub old: TcpState,
     /// State after.
     pub new: TcpState,
-    /// `sk_err`, a positive errno; `None` if there was no error.
+    /// `sk_err`, a positive errno; `None` if there was no error, or if it is not known.
     pub error: Option<i32>,
+    /// Whether it is known if there was an error: not with the classic tracepoint.
+    pub error_known: bool,
     /// At -> CLOSE: it should have become a minisocket in this state (FIN_WAIT2 or TIME_WAIT), as far as this event tells.
     pub refused: Option<TcpState>,
     /// What the connection has done so far, at -> ESTABLISHED and at -> CLOSE.
@@ -396,6 +398,7 @@ impl TransitionEvent {
             old,
             new,
             error: (record.error > 0).then_some(record.error),
+            error_known: record.error >= 0,
             refused: (record.flags & flags::TIME_WAIT != 0).then_some(
                 if record.flags & flags::FIN_RECEIVED == 0 {
                     TcpState::FinWait2
@@ -421,7 +424,7 @@ impl TransitionEvent {
         };
         // Who holds a socket without a file is not known: its last user, or anybody who looks at it.
         let orphan = record.flags & (flags::NO_FILE | flags::FILE_RELEASED) == flags::NO_FILE;
-        if orphan && !event.is_of_a_call() {
+        if orphan && (!event.is_of_a_call() || event.is_destroyed()) {
             event.context = None;
         }
         Ok(event)
@@ -473,7 +476,7 @@ impl TransitionEvent {
     #[must_use]
     pub fn is_birth(&self) -> bool {
         match self.old {
-            TcpState::Listen => self.new != TcpState::Close,
+            TcpState::Listen => !matches!(self.new, TcpState::Listen | TcpState::Close),
             TcpState::Close => matches!(self.new, TcpState::SynSent | TcpState::Listen),
             _ => false,
         }

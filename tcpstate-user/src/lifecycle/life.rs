@@ -102,6 +102,7 @@ impl Life {
                 old: self.state,
                 new,
                 error: None,
+                error_known: true,
                 refused: None,
                 totals: None,
                 second_look: false,

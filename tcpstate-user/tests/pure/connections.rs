@@ -170,12 +170,35 @@ fn how_lives_end() {
 }
 
 #[test]
+fn how_it_ended_is_not_known_without_the_error() {
+    let told = |rest: &[TcpState], error| {
+        let connection = Scene::life(&[&[Close, SynSent, Established], rest].concat(), error);
+        (connection.closed_first, connection.how)
+    };
+    assert_eq!(told(&[Close], -1), (ClosedFirst::Unknown, How::Unknown));
+    let passive = told(&[CloseWait, LastAck, Close], -1);
+    assert_eq!(passive, (ClosedFirst::Remote, How::Unknown));
+}
+
+#[test]
+fn what_icmp_ends_nobody_closed() {
+    for error in [libc::ECONNREFUSED, libc::EPROTO, libc::EACCES] {
+        let connection = Scene::life(&[Close, SynSent, Established, Close], error);
+        let told = (connection.closed_first, connection.how);
+        assert_eq!(told, (ClosedFirst::None, How::Unreachable), "{error}");
+    }
+}
+
+#[test]
 fn connects_that_fail_were_closed_by_nobody() {
     for (error, how) in [
         (libc::ECONNREFUSED, How::Refused),
         (libc::ETIMEDOUT, How::Timeout),
         (libc::EHOSTUNREACH, How::Unreachable),
         (libc::ENETUNREACH, How::Unreachable),
+        (libc::ENOPROTOOPT, How::Unreachable),
+        (libc::EINVAL, How::Unknown),
+        (-1, How::Unknown),
         (0, How::Aborted),
     ] {
         let connection = Scene::life(&[Close, SynSent, Close], error);

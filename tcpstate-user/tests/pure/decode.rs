@@ -122,6 +122,16 @@ fn the_call_is_told_from_the_socket() {
         };
         event(&record).context.map(|context| context.via)
     };
+    let destroyed = TransitionRecord {
+        flags: flags::OWNED | ORPHAN,
+        error: libc::ECONNABORTED,
+        ..owned(record(1, MS, Established, Close), 7, b"ss")
+    };
+    assert_eq!(
+        event(&destroyed).context,
+        None,
+        "`ss -K`, before it is accepted"
+    );
     assert_eq!(via(Close, SynSent, ALIVE), Some(Via::Connect));
     assert_eq!(
         via(Close, SynSent, ORPHAN),

@@ -1,12 +1,21 @@
 //! The gate: what cannot be decided yet waits, and comes through complete or not at all.
 
-use tcpstate_common::{config::PortRange, record::TransitionRecord, state::TcpState};
+use tcpstate_common::{
+    config::PortRange,
+    record::{Call, TransitionRecord},
+    state::TcpState,
+};
 use tcpstate_user::{
-    event::TransitionEvent,
+    event::{Event, TransitionEvent},
     filter::{Admitted, Filter, Gate},
 };
 
-use crate::records::{MS, event, record};
+use zerocopy::IntoBytes as _;
+
+use crate::{
+    records::{MS, event, record},
+    scene::call,
+};
 
 const NOWHERE: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
 
@@ -36,7 +45,7 @@ fn established(cookie: u64) -> TransitionEvent {
 
 /// How many events come through, and how many of them are wanted.
 fn admitted(gate: &mut Gate, filter: &Filter, event: &TransitionEvent) -> (usize, usize) {
-    let Admitted { held, wanted } = gate.admit(filter, event);
+    let Admitted { held, wanted, .. } = gate.admit(filter, event);
     let held = usize::from(held.is_some());
     (
         held + usize::from(wanted.is_some()),
@@ -50,7 +59,7 @@ fn a_port_that_is_not_chosen_yet_is_waited_for() {
     let filter = local_port(40_000);
     assert_eq!(admitted(&mut gate, &filter, &syn_sent(1)), (0, 0));
     assert_eq!(gate.undecided(), 1);
-    let Admitted { held, wanted } = gate.admit(&filter, &established(1));
+    let Admitted { held, wanted, .. } = gate.admit(&filter, &established(1));
     let held = held.expect("the first event comes after all");
     assert_eq!(
         held.local.port, 40_000,
@@ -134,7 +143,18 @@ fn a_child_waits_for_its_own_cookie() {
     });
     assert_eq!(admitted(&mut gate, &filter, &child), (0, 0));
     let next = event(&record(2, MS, TcpState::SynRecv, TcpState::Established));
-    let Admitted { held, wanted } = gate.admit(&filter, &next);
+    let accepted = call(Call::Accept, 2, MS, 7, b"server", 0);
+    let Ok(Event::Call(accepted)) = Event::decode(accepted.as_bytes()) else {
+        unreachable!("a call was written");
+    };
+    gate.accepted(&accepted);
+    let admitted = gate.admit(&filter, &next);
+    assert_eq!(
+        admitted.accepted,
+        Some(accepted),
+        "with TCP Fast Open it may be"
+    );
+    let Admitted { held, wanted, .. } = admitted;
     let held = held.expect("the first event comes with the next");
     assert_eq!(
         (held.cookie, held.remote.port, held.new),

@@ -321,6 +321,9 @@ fn mptcp_children_are_no_transitions_of_their_listener() {
         "though the kernel gives both one cookie"
     );
     assert_eq!((child.phase, child.damaged), (Phase::UNKNOWN, false));
+    let again = mptcp(Listen, Listen, 0x100);
+    assert!(!again.is_birth(), "listen() once more");
+    assert_eq!(lifecycle.transition(&again).connection, listener.connection);
     let end = lifecycle.transition(&mptcp(Listen, Close, 0x100));
     assert_eq!(end.connection, listener.connection);
 }

@@ -282,6 +282,7 @@ fn used(all: &[Sent], found: &[TransitionRecord]) -> Option<(Cell, Cell)> {
         finds(&mut run, like, None);
     }
     run.lifecycle.end_finding();
+    run.reports.all_found();
     for sent in all {
         run.takes(sent);
     }
@@ -297,6 +298,22 @@ fn used(all: &[Sent], found: &[TransitionRecord]) -> Option<(Cell, Cell)> {
 
 fn steps(states: &[TcpState]) -> Vec<(TcpState, u64)> {
     states.iter().map(|state| (*state, 1000)).collect()
+}
+
+#[test]
+fn who_opened_it_is_not_known_before_listeners_are() {
+    let middle = [Sent::Transition(record(5, START, Established, FinWait1))];
+    let report = |found: bool| {
+        let mut run = Run::new(
+            Waits::new(options(by(&[Dimension::Process]), "40000 40019", "0")),
+            None,
+        );
+        if found {
+            run.reports.all_found();
+        }
+        section(&run.report(&middle), "ports").rows.len()
+    };
+    assert_eq!((report(false), report(true)), (0, 1));
 }
 
 #[test]
