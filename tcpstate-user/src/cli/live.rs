@@ -72,6 +72,9 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
     if shape.wants_settings() || args.recording.record.is_some() {
         // While we may enter network namespaces.
         header.settings = kernel::settings(SEARCH);
+        if let Some(netns) = filter.netns {
+            header.settings.retain(|one| one.netns == netns.inode);
+        }
     }
     hurry();
     let tape = record::begin(&args.recording, &header)?;

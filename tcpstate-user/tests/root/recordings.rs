@@ -276,8 +276,11 @@ fn a_recording_knows_what_namespaces_had_set() {
     let info: Value = serde_json::from_str(&shown(&["info", "-j", &file])).expect("an object");
     let ours = &info["netns"][0];
     let settings = info["settings"].as_array().expect("an array");
-    let of_ours = |settings: &&Value| settings["netns"] == *ours;
-    let values = &settings.iter().find(of_ours).expect("ours")["values"];
+    let [only] = &settings[..] else {
+        unreachable!("those of the namespace recorded, and no others: {settings:?}");
+    };
+    assert_eq!(only["netns"], *ours);
+    let values = &only["values"];
     assert_eq!(values["tcp_fin_timeout"], "31");
     assert_eq!(values["ip_local_port_range"], "2000 65000");
     let text = shown(&["info", &file]);
