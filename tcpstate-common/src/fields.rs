@@ -132,6 +132,7 @@ fields! {
         bytes_received: "tcp_sock", "bytes_received", 8, Need::Optional(TOTALS);
         retransmits:    "tcp_sock", "total_retrans", 4, Need::Optional(TOTALS);
         srtt_us:        "tcp_sock", "srtt_us", 4, Need::Optional(TOTALS);
+        segments_sent:  "tcp_sock", "segs_out", 4, Need::Optional("connect() that finds no port, of a socket used before");
         sock_flags:     "sock", "__sk_common.skc_flags", 8, Need::Optional("whether an overflow of TIME_WAIT came before the peer's FIN");
         timer_node:     "timer_list", "entry.pprev", 8, Need::Optional(TIMEWAIT);
         timer_function: "timer_list", "function", 8, Need::Optional(TIMEWAIT);

@@ -141,7 +141,7 @@ pub struct TransitionRecord {
     pub rport: u16,
     /// Inode number of the network namespace; reused by the kernel.
     pub netns: u32,
-    /// `sk_err`: a positive errno, or 0.
+    /// `sk_err`: a positive errno, or 0; -1 if it is not known.
     pub error: i32,
     /// Owner of the socket (`sk_uid`); `u32::MAX` if not known.
     pub uid: u32,

@@ -12,7 +12,7 @@ use aya_ebpf::helpers::{
 };
 use tcpstate_common::{fields::ABSENT, record::flags};
 
-use crate::constants::constant;
+use crate::{constants::constant, transition::IPPROTO_TCP};
 
 const AF_INET6: u16 = 10;
 /// `::ffff:0:0/96`, the second half of an IPv4-mapped address, before the IPv4 address itself.
@@ -193,8 +193,12 @@ impl Sock {
         unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
     }
 
+    /// -1 if it is not known.
     #[inline(always)]
     pub(crate) fn error(self) -> i32 {
+        if constant!(OFFSETS.error) == ABSENT {
+            return -1;
+        }
         load!(self.0, error as i32)
     }
 
@@ -253,6 +257,21 @@ impl Sock {
             retransmits: read!(address, retransmits as u32),
             srtt_us: read!(address, srtt_us as u32),
         }
+    }
+
+    /// Whether a socket of TCP has sent nothing in this life (`tcp_disconnect` sets the number to zero).
+    #[inline(always)]
+    pub(crate) fn sent_nothing(self) -> bool {
+        let protocol = load!(self.0, protocol as u16);
+        if protocol != IPPROTO_TCP || constant!(OFFSETS.segments_sent) == ABSENT {
+            return false;
+        }
+        let sent = if let Some(tcp) = self.tcp() {
+            load!(tcp.0, segments_sent as u32)
+        } else {
+            read!(self.0 as u64, segments_sent as u32)
+        };
+        sent == 0
     }
 
     /// Whether the peer's FIN has come (`tcp_fin`).

@@ -21,7 +21,7 @@ use crate::{
     ring, timewait,
 };
 
-const IPPROTO_TCP: u16 = 6;
+pub(crate) const IPPROTO_TCP: u16 = 6;
 const IPPROTO_SCTP: u16 = 132;
 const IPPROTO_MPTCP: u16 = 262;
 
@@ -75,7 +75,9 @@ fn send(context: &BtfTracePointContext, mut flags: u8) -> i32 {
     let new: i32 = context.arg(2);
 
     let closed = new == TcpState::Close as i32;
-    let ends = sock.ends(closed);
+    // connect() found no port: what the socket has of one, and of an error, is of the life before.
+    let no_port = closed && old == TcpState::SynSent as i32 && sock.sent_nothing();
+    let ends = sock.ends(closed && !no_port);
     let (netns_cookie, netns) = sock.netns();
     if !filter::wants_netns(netns_cookie, netns) {
         return 0;
@@ -152,7 +154,7 @@ fn send(context: &BtfTracePointContext, mut flags: u8) -> i32 {
         rport: ends.rport,
         netns,
         // An error of the life before stays in a socket that is used again.
-        error: if closed { sock.error() } else { 0 },
+        error: if closed && !no_port { sock.error() } else { 0 },
         uid: sock.uid(),
         pid: process.pid,
         tid: process.tid,

@@ -49,6 +49,7 @@ const OFFSETS: &[(&str, [u32; 5])] = &[
     ("bytes_received", [1400, 1448, 1784, 1752, 1864]),
     ("retransmits", [2096, 2144, 2216, 2200, 2304]),
     ("srtt_us", [1624, 1672, 1728, 1680, 1784]),
+    ("segments_sent", [1432, 1480, 1600, 1536, 1856]),
     ("sock_flags", [96; 5]),
     ("timer_node", [8; 5]),
     ("timer_function", [24; 5]),

@@ -10,8 +10,9 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{
-    Printed, Tool, lacks_timewait, nobody_starts, own_netns, skipped, sysctl, text,
+use crate::{
+    socket::{connect_loopback, disconnect, unconnected},
+    support::{Printed, Tool, lacks_timewait, nobody_starts, own_netns, skipped, sysctl, text},
 };
 
 /// The rows of a section of each report.
@@ -168,6 +169,46 @@ fn only_connects_without_a_port_are_told() {
     assert_eq!(ports.len(), 1, "{ports:?}");
     assert_eq!(ports[0]["used"], 2);
     assert_eq!(ports[0]["minisockets"], 0);
+    drop(kept);
+}
+
+/// The socket still has the port and the error of the life before.
+#[test]
+fn a_socket_used_before_that_finds_no_port_is_told() {
+    if skipped("a_socket_used_before_that_finds_no_port_is_told") {
+        return;
+    }
+    own_netns();
+    sysctl("net/ipv4/ip_local_port_range", "5000 5001");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 7803)).expect("a listener");
+    let address = listener.local_addr().expect("bound");
+    let socket = unconnected();
+    let trace = Tool::start(&["trace", "-j", "--netns", "self"]);
+    let timewait = Tool::start(&["timewait", "-j", "--netns", "self"]);
+    let alone = nobody_starts();
+    connect_loopback(&socket, 7803).expect("a connection");
+    disconnect(&socket);
+    let kept: Vec<_> = (0..2)
+        .map(|_| TcpStream::connect(address).expect("a connection"))
+        .collect();
+    let failed = connect_loopback(&socket, 7803);
+    assert_eq!(failed, Err(nix::Error::EADDRNOTAVAIL));
+    drop(alone);
+    let printed = trace.stop();
+    let transitions = printed.events("transition");
+    let given_up = transitions
+        .iter()
+        .find(|one| one["old"] == "syn_sent" && one["new"] == "close")
+        .expect("connect() that fails");
+    assert_eq!(given_up["lport"], Value::Null);
+    assert_eq!(given_up["error"], Value::Null);
+    assert_eq!(given_up["rport"], 7803);
+    let printed = timewait.stop();
+    let (_, rows) = section(&printed, "failed_connects")
+        .pop()
+        .expect("a report");
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    assert_eq!(rows[0]["failed"], 1);
     drop(kept);
 }
 
