@@ -25,7 +25,7 @@ use super::{
 use crate::{
     clock::Clock,
     disguise::Secret,
-    recording::Header,
+    recording::{self, Header},
     sink::{Both, Csv, Disguised, Json, Parquet, Perfetto, Rows, Sink, escape},
 };
 
@@ -191,6 +191,12 @@ fn create(path: &Path) -> Result<BufWriter<File>> {
     let mut new = OpenOptions::new();
     // Who talked to whom is nobody else's business.
     new.write(true).create_new(true).mode(0o600);
+    if recording::is_there(path) {
+        bail!(
+            "{}",
+            record::refusal(path, &io::ErrorKind::AlreadyExists.into())
+        );
+    }
     let file = match new.open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::metadata(path) {
             Ok(there) if !there.is_file() => File::options().write(true).open(path),

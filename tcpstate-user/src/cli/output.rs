@@ -5,11 +5,12 @@ use std::{
     io::{self, BufWriter, IsTerminal as _, Write},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::args::{Format, OutputArgs};
 use crate::{
     clock::Clock,
+    recording,
     sink::{Csv, Json, Layout, Rows, Sink, Text, escape},
 };
 
@@ -27,6 +28,12 @@ pub fn open(args: &OutputArgs) -> Result<Target> {
     let Some(path) = &args.output else {
         return Ok(Target::Stdout);
     };
+    if recording::is_there(path) {
+        bail!(
+            "--output {}: it is a recording, perhaps the one that is read, and would be lost; give another name",
+            escape::path(path)
+        );
+    }
     let file = File::options()
         .write(true)
         .create(true)

@@ -21,7 +21,7 @@ use crate::{
     lifecycle::Transition,
     loss::Loss,
     message::{plural, say},
-    recording::{Header, Rotation, Tape, part_name},
+    recording::{self, Header, Rotation, Tape, part_name},
     sink::{Sink, Summary, escape},
 };
 
@@ -143,7 +143,7 @@ pub fn check(args: &RecordingArgs) -> Result<()> {
         None => path.clone(),
     };
     for path in [path, &first] {
-        if path.exists() {
+        if path.exists() || recording::is_there(path) {
             bail!("{}", refusal(path, &io::ErrorKind::AlreadyExists.into()));
         }
     }

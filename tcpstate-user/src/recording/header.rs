@@ -209,6 +209,12 @@ impl Header {
     }
 }
 
+/// Whether this begins as a recording does.
+pub(super) fn begins(input: &mut impl Read) -> bool {
+    let mut bytes = MAGIC.map(|_| 0);
+    input.read_exact(&mut bytes).is_ok() && bytes == MAGIC
+}
+
 /// Whether a file is a recording, and of a format that we know.
 fn read_preamble(input: &mut impl Read) -> Result<(), ReadError> {
     let mut bytes = [0; LENGTH];

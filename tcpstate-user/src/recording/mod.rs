@@ -18,7 +18,7 @@ use std::io;
 pub use self::{
     block::{Block, Mark},
     header::Header,
-    parts::{Parts, Rotation, part_name},
+    parts::{Parts, Rotation, is_there, part_name},
     reader::Reader,
     step::{Holder, NoStep, Step, Steps},
     tape::{Recorded, Tape},

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Block, Header, ReadError, Reader, Steps};
+use super::{Block, Header, ReadError, Reader, Steps, header};
 
 /// When to begin another file, and how many to keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,19 @@ pub(super) fn all(path: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
         .into_iter()
         .map(|part| (part, part_name(path, part)))
         .collect())
+}
+
+/// Whether there is a recording of this name, whole or in parts, as far as we may read it. Everything else may be written over.
+#[must_use]
+pub fn is_there(path: &Path) -> bool {
+    match fs::metadata(path) {
+        // A pipe would be waited for.
+        Ok(there) if there.is_file() => {
+            File::open(path).is_ok_and(|mut file| header::begins(&mut file))
+        }
+        Ok(_) => false,
+        Err(_) => all(path).is_ok_and(|parts| !parts.is_empty()),
+    }
 }
 
 /// Reads the parts of a recording one after the other.

@@ -16,6 +16,8 @@ use tcpstate_user::{
     sink::OtherProtocols,
 };
 
+use crate::exports::{Folder, refused};
+
 /// Where the times of the recordings in `tests/fixtures/records` begin.
 const START: u64 = 1_000_000_000;
 const PREAMBLE: usize = 24;
@@ -423,6 +425,45 @@ fn what_is_no_recording_is_refused() {
         }
     }
     fs::remove_file(pipe).expect("the pipe");
+}
+
+/// A slip of the hand, `--from X -o X`, must not cost the recording.
+#[test]
+fn no_output_goes_over_a_recording() {
+    let whole = of_fixture("late_fin.bin");
+    let folder = Folder::new("over");
+    let read = folder.recording("read.tcps", &whole);
+    let other = folder.recording("other.tcps", &whole[..100]);
+    let part = folder.recording("rotated.000003.tcps", &whole);
+    let (soft, hard) = (folder.path("soft"), folder.path("hard"));
+    std::os::unix::fs::symlink(&read, &soft).expect("a link");
+    fs::hard_link(&read, &hard).expect("a link");
+    let rotated = folder.path("rotated.tcps");
+    for (from, output) in [
+        (&read, &read),
+        (&read, &soft),
+        (&soft, &read),
+        (&read, &hard),
+        (&read, &other),
+        (&part, &part),
+        (&rotated, &part),
+        (&rotated, &rotated),
+    ] {
+        for view in [&["trace", "-j"][..], &["closers", "-s", "1"]] {
+            let message = refused(&[view, &["--from", from, "-o", output]].concat());
+            assert!(message.contains("it is a recording"), "{message}");
+        }
+        let message = refused(&["export", from, "--to", "jsonl", "-o", output]);
+        assert!(message.contains("it is there already"), "{message}");
+        let message = refused(&["trace", "--record", output]);
+        assert!(message.contains("it is there already"), "{message}");
+    }
+    for path in [&read, &part] {
+        assert_eq!(fs::read(path).expect("the file"), whole);
+    }
+    let text = folder.recording("text", b"what it was before");
+    assert!(shown(&["trace", "-j", "--from", &read, "-o", &text]).is_empty());
+    assert!(fs::read(&text).expect("the file").starts_with(b"{"));
 }
 
 #[test]
