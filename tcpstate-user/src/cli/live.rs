@@ -50,10 +50,10 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
     if let Some(from) = &args.recording.from {
         return replay::run(args, shape, from);
     }
+    record::check(&args.recording)?;
     let cgroups = Cgroups::open();
     let filter = args.filter.resolve(&cgroups)?;
     let target = output::open(&args.output)?;
-    record::check(&args.recording)?;
     let request = Request {
         hook: args.kernel.hook.only(),
         timewait: args.kernel.timewait.request(),

@@ -74,15 +74,15 @@ pub struct RecordArgs {
 #[command(next_help_heading = "Recordings")]
 pub struct RecordingArgs {
     /// Show what was recorded in this file instead of what happens now; no root needed
-    #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(values::recording), conflicts_with_all = ["record", "buffer", "skip_existing", "hook", "timewait"])]
+    #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(values::recording), conflicts_with_all = ["record", "anonymize", "buffer", "skip_existing", "hook", "timewait", "syscalls"])]
     pub from: Option<PathBuf>,
 
     /// Show only what happened at this time or later: 13:30, 13:30:05.5, 2026-11-22T13:30:05Z, or +90s from the beginning
-    #[arg(long, value_name = "TIME", requires = "from")]
+    #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
 
     /// Show only what happened until this time
-    #[arg(long, value_name = "TIME", requires = "from")]
+    #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
 
     /// Do not read what came long before --since: faster, but times and owners that it would tell are bounds or unknown
@@ -133,8 +133,15 @@ pub fn run(args: &RecordArgs) -> Result<Outcome> {
     live::run(&live, Shape::Recording)
 }
 
-/// Fails early where a recording would fail later.
+/// Fails early where a live view would ignore what it was told, or its recording would fail later.
 pub fn check(args: &RecordingArgs) -> Result<()> {
+    // clap lets a missing flag pass where something excludes it: `--from` where there is `--for`.
+    let past = [("--since", &args.since), ("--until", &args.until)];
+    if let Some((flag, _)) = past.iter().find(|(_, time)| time.is_some()) {
+        bail!(
+            "{flag}: it is for a recording, and this would show what happens now; give one with --from"
+        );
+    }
     let Some(path) = &args.record else {
         return Ok(());
     };

@@ -144,6 +144,47 @@ fn bad_flags_say_what_why_and_what_to_do() {
     }
 }
 
+/// Nothing that is given is ignored, whatever else is given.
+#[test]
+fn what_is_for_a_recording_and_what_is_not() {
+    let recording = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/fixtures/recordings/format-1.tcps"
+    );
+    for flag in ["--since", "--until"] {
+        for with in [
+            &["doctor"][..],
+            &["doctor", "--for", "1"],
+            &["trace"],
+            &["trace", "--duration", "1"],
+            &["trace", "--syscalls", "--timewait", "off"],
+            &["closers", "1", "--buffer", "1M"],
+            &["conns", "--record", "/nowhere/at.all"],
+        ] {
+            let message = refused(&[with, &[flag, "13:30"]].concat());
+            assert!(message.contains("give one with --from"), "{message}");
+        }
+    }
+    for (view, flag) in [
+        ("doctor", "--for=1"),
+        ("doctor", "--anonymize"),
+        ("trace", "--anonymize"),
+        ("trace", "--duration=1"),
+        ("conns", "--syscalls"),
+        ("timewait", "--syscalls=off"),
+        ("closers", "--timewait=auto"),
+        ("hist", "--hook=auto"),
+        ("states", "--skip-existing"),
+        ("trace", "--buffer=1M"),
+        ("trace", "--record=/nowhere/at.all"),
+    ] {
+        let message = refused(&[view, "--from", recording, flag]);
+        assert!(message.contains("cannot be used with"), "{view}: {message}");
+    }
+    let message = refused(&["trace", "--from", recording, "--skip-earlier"]);
+    assert!(message.contains("--since"), "{message}");
+}
+
 #[test]
 fn what_is_not_there_is_said_before_anything_is_attached() {
     for (arguments, expected) in [
