@@ -102,8 +102,8 @@ impl<W: Write> Csv<W> {
             .has_headers(false)
             .from_writer(out);
         match rows {
-            Rows::Transitions => out.write_record(HEADER)?,
-            Rows::Connections => out.write_record(connection_header())?,
+            Rows::Transitions => out.write_record(HEADER).map_err(plain)?,
+            Rows::Connections => out.write_record(connection_header()).map_err(plain)?,
             Rows::Reports => {}
         }
         Ok(Self {
@@ -111,6 +111,14 @@ impl<W: Write> Csv<W> {
             clock,
             reported: false,
         })
+    }
+}
+
+/// The error of what is written to, by which a closed pipe is told from others.
+fn plain(error: csv::Error) -> io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => io::Error::other(format!("{other:?}")),
     }
 }
 
@@ -187,19 +195,21 @@ impl<W: Write> Sink for Csv<W> {
         row.comm = row.comm.map(|comm| escape::text(&comm).into_owned().into());
         let cgroup = row.cgroup.map(|cgroup| escape::text(cgroup).into_owned());
         row.cgroup = cgroup.as_deref();
-        Ok(self.out.serialize(row)?)
+        self.out.serialize(row).map_err(plain)
     }
 
     fn connection(&mut self, connection: &Connection) -> io::Result<()> {
         let line = ConnectionLine::new(connection, &self.clock);
-        Ok(self.out.write_record(connection_row(&line))?)
+        self.out.write_record(connection_row(&line)).map_err(plain)
     }
 
     fn report(&mut self, report: &Report) -> io::Result<()> {
         if !std::mem::replace(&mut self.reported, true) {
-            self.out.write_record(report::csv_header(report))?;
+            let header = report::csv_header(report);
+            self.out.write_record(header).map_err(plain)?;
         }
-        report::csv_rows(report, &self.clock).try_for_each(|row| Ok(self.out.write_record(row)?))
+        let mut rows = report::csv_rows(report, &self.clock);
+        rows.try_for_each(|row| self.out.write_record(row).map_err(plain))
     }
 
     fn loss(&mut self, _: &Loss) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Cursor,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use proptest::prelude::*;
@@ -16,7 +16,10 @@ use tcpstate_user::{
     sink::OtherProtocols,
 };
 
-use crate::exports::{Folder, refused};
+use crate::{
+    exports::{Folder, refused},
+    machine::lives::{Scale, generate},
+};
 
 /// Where the times of the recordings in `tests/fixtures/records` begin.
 const START: u64 = 1_000_000_000;
@@ -425,6 +428,47 @@ fn what_is_no_recording_is_refused() {
         }
     }
     fs::remove_file(pipe).expect("the pipe");
+}
+
+#[test]
+fn whoever_stops_reading_is_no_failure() {
+    // More than a pipe holds, and than is buffered.
+    let scale = Scale {
+        connections: 2000,
+        events: 20_000,
+        seed: 1,
+    };
+    let bytes = generate(scale, Vec::new()).expect("memory");
+    let file = Temporary::new("pipe", &bytes);
+    for view in [
+        &["trace"][..],
+        &["trace", "-s"],
+        &["trace", "-j"],
+        &["conns", "-s"],
+        &["conns", "-w"],
+        &[
+            "closers",
+            "-s",
+            "--by",
+            "pid,remote",
+            "--top",
+            "5000",
+            "0.1",
+        ],
+        &["timewait", "-s", "0.01"],
+    ] {
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_tcpstate"))
+            .args([view, &["--from", file.path()]].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("tcpstate starts");
+        drop(tool.stdout.take());
+        let output = tool.wait_with_output().expect("it ends");
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{view:?}: {message}");
+        assert!(!message.contains("pipe"), "{view:?}: {message}");
+    }
 }
 
 /// A slip of the hand, `--from X -o X`, must not cost the recording.
