@@ -201,7 +201,7 @@ pub fn end(args: &RecordingArgs, tape: Option<&mut Tape>) -> Result<()> {
     };
     let recorded = tape.close().with_context(|| {
         format!(
-            "{}: the recording ends early, it cannot be written",
+            "{}: the recording ends early (what was written can be read); it cannot be written",
             escape::path(path)
         )
     })?;

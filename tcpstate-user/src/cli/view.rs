@@ -539,6 +539,10 @@ impl View {
 
     /// The last line.
     pub fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        if self.idle && self.is_done() {
+            // Nothing more could be recorded, which is said instead.
+            return Ok(());
+        }
         self.sink.summary(summary)
     }
 

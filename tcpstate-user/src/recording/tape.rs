@@ -68,6 +68,8 @@ pub struct Tape {
     begun: Instant,
     out: Option<SyncSender<Sheet>>,
     thread: Option<JoinHandle<io::Result<Recorded>>>,
+    /// Why the thread has ended before us.
+    failure: Option<io::Error>,
 }
 
 impl Tape {
@@ -99,6 +101,7 @@ impl Tape {
             begun: Instant::now(),
             out: Some(out),
             thread: Some(thread),
+            failure: None,
         })
     }
 
@@ -111,6 +114,9 @@ impl Tape {
 
     /// Takes a step.
     pub fn take(&mut self, step: &Step<'_>) {
+        if self.failure.is_some() {
+            return;
+        }
         let Some(mut disguise) = self.disguise.take() else {
             return self.put(step);
         };
@@ -192,10 +198,26 @@ impl Tape {
         self.known.unrecorded
     }
 
-    /// Whether nothing more can be written: [`Tape::close`] says why.
+    /// Whether nothing more can be written: [`Tape::failure`] says why.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+        self.failure.is_some() || self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Why nothing more can be written, if that is so.
+    pub fn failure(&mut self) -> Option<&io::Error> {
+        if self.is_broken() && self.failure.is_none() {
+            self.failure = self.join().err();
+        }
+        self.failure.as_ref()
+    }
+
+    /// Waits for the thread that writes.
+    fn join(&mut self) -> io::Result<Recorded> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(written)) => written,
+            Some(Err(_)) | None => Err(io::Error::other("the thread that writes is gone")),
+        }
     }
 
     /// Waits until everything is written.
@@ -203,6 +225,9 @@ impl Tape {
     /// # Errors
     /// If it cannot be.
     pub fn close(&mut self) -> io::Result<Recorded> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
         if self.gap {
             Step::Unrecorded(self.known.unrecorded).write(&mut self.bytes);
         }
@@ -214,14 +239,10 @@ impl Tape {
         };
         // If nobody takes it, the thread says why.
         let _ = out.map(|out| out.send(sheet));
-        let written = match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(written)) => written?,
-            Some(Err(_)) | None => return Err(io::Error::other("the thread that writes is gone")),
-        };
         Ok(Recorded {
             records: self.known.records,
             unrecorded: self.known.unrecorded,
-            ..written
+            ..self.join()?
         })
     }
 }

@@ -321,28 +321,51 @@ fn a_full_disk_ends_a_recording_and_what_was_written_can_be_read() {
     let printed = tool.wait();
     assert_eq!(printed.status.code(), Some(2), "{}", printed.err);
     assert!(printed.err.contains("No space left"), "{}", printed.err);
+    for wrong in ["LOST", "too slow", "nothing lost"] {
+        assert!(!printed.err.contains(wrong), "{}", printed.err);
+    }
     let mut command = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
     let output = run(command.args(["trace", "-s", "--from", &file]));
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("cut off at byte"), "{message}");
     assert!(String::from_utf8_lossy(&output.stdout).lines().count() > 100);
+    fs::remove_file(&file).expect("the recording");
+    // A view goes on, and says once why it is not recorded.
+    let tool = Tool::start(&["trace", "-s", "--netns", "self", "--record", &file]);
+    let began = Instant::now();
+    while find_thread(tool.id(), "recorder").is_some() && began.elapsed() < long_enough {
+        traffic(100);
+    }
+    // Much more than a block.
+    traffic(500);
+    tool.signal(Signal::SIGINT);
+    let printed = tool.wait();
+    assert_eq!(printed.status.code(), Some(2), "{}", printed.err);
+    let said = |what: &str| printed.err.matches(what).count();
+    assert_eq!(said("the recording ends here"), 1, "{}", printed.err);
+    assert_eq!(said("the recording ends early"), 1, "{}", printed.err);
+    assert_eq!(said("No space left"), 2, "{}", printed.err);
+    assert_eq!(said("too slow"), 0, "{}", printed.err);
+    assert!(printed.err.contains("# nothing lost"), "{}", printed.err);
     umount(path).expect("it was mounted");
+}
+
+/// The thread of a process that has this name now.
+fn find_thread(process: u32, name: &str) -> Option<libc::pid_t> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+    let mut named = threads.flatten().filter(|thread| {
+        let comm = fs::read_to_string(thread.path().join("comm"));
+        comm.is_ok_and(|comm| comm.trim() == name)
+    });
+    named.next()?.file_name().into_string().ok()?.parse().ok()
 }
 
 /// The thread of a process that has this name, which it gives itself.
 fn thread_of(process: u32, name: &str) -> libc::pid_t {
-    let find = || {
-        let threads = fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
-        let mut named = threads.flatten().filter(|thread| {
-            let comm = fs::read_to_string(thread.path().join("comm"));
-            comm.is_ok_and(|comm| comm.trim() == name)
-        });
-        named.next()?.file_name().into_string().ok()?.parse().ok()
-    };
     let began = Instant::now();
     loop {
-        if let Some(thread) = find() {
+        if let Some(thread) = find_thread(process, name) {
             return thread;
         }
         assert!(began.elapsed() < Duration::from_secs(10), "no {name}");

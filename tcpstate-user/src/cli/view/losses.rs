@@ -20,6 +20,8 @@ pub struct Losses {
     checked: u64,
     /// Records that are not in the recording, of what is shown.
     unrecorded: u64,
+    /// The recording has ended, and that was said.
+    broken: bool,
 }
 
 impl Losses {
@@ -30,6 +32,7 @@ impl Losses {
             other_protocols: OtherProtocols::default(),
             checked: start,
             unrecorded: 0,
+            broken: false,
         }
     }
 
@@ -98,6 +101,15 @@ impl Losses {
 
     /// What is not recorded is no loss to who looks at the same time.
     fn say_unrecorded(&mut self, view: &mut View) {
+        if let Some(failure) = view.tape.as_mut().and_then(Tape::failure) {
+            // Where that ends the run, its end says so.
+            if !std::mem::replace(&mut self.broken, true) && !view.idle {
+                say(format_args!(
+                    "warning: the recording ends here, it cannot be written: {failure}"
+                ));
+            }
+            return;
+        }
         let total = view.tape.as_ref().map_or(0, Tape::unrecorded);
         if view.idle {
             view.unrecorded = total;
