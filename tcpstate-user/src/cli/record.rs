@@ -207,7 +207,11 @@ pub fn end(args: &RecordingArgs, tape: Option<&mut Tape>) -> Result<()> {
     })?;
     let parts = match recorded.parts {
         1 => String::new(),
-        many => format!(" in {many} parts"),
+        many if many == recorded.left => format!(" in {many} parts"),
+        many => format!(
+            " in {many} parts, of which the last {} are left",
+            recorded.left
+        ),
     };
     say(format_args!(
         "{} in {}: {}{parts}",

@@ -47,6 +47,8 @@ pub struct Recorded {
     pub bytes: u64,
     /// Files written, those that were removed included.
     pub parts: u32,
+    /// Those that are left.
+    pub left: u32,
     /// Records written.
     pub records: u64,
     /// Records left out because the writing did not keep up.
@@ -307,6 +309,7 @@ impl Output {
         Ok(Recorded {
             bytes: self.bytes,
             parts: self.header.part,
+            left: u32::try_from(self.parts.len()).unwrap_or(u32::MAX),
             records: 0,
             unrecorded: 0,
         })

@@ -210,6 +210,8 @@ fn the_last_parts_are_kept_and_read_as_one() {
     traffic(3000);
     let printed = tool.stop();
     assert!(printed.status.success(), "{}", printed.err);
+    let left = " parts, of which the last 2 are left";
+    assert!(printed.err.contains(left), "{}", printed.err);
     let mut parts: Vec<_> = fs::read_dir(&*folder)
         .expect("the folder")
         .map(|entry| entry.expect("a file").path())
