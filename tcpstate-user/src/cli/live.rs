@@ -1,6 +1,9 @@
 //! Views of what happens now: `tcpstate trace` (transitions), `tcpstate conns` (connections), and the periodic ones.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use jiff::tz::TimeZone;
@@ -292,19 +295,26 @@ fn finish(
     losses.check(&tracer.counters()?, view, clock::monotonic_now())?;
     view.finish(end)?;
     losses.check(&tracer.counters()?, view, clock::monotonic_now())?;
-    let time = end.saturating_sub(tracer.start());
-    sum_up(view, losses, tracer.plan().hooks(), time, args)
+    sum_up(
+        view,
+        losses,
+        tracer.plan().hooks(),
+        tracer.start()..end,
+        args,
+    )
 }
 
-/// Says in numbers what was shown; the run took so many nanoseconds.
+/// Says in numbers what was shown of this time.
 pub fn sum_up(
     view: &mut View,
     losses: &Losses,
     hooks: Vec<&'static str>,
-    time: u64,
+    time: Range<u64>,
     args: &OutputArgs,
 ) -> Result<()> {
     let counts = view.counts();
+    let end = view.reported().unwrap_or(time.end);
+    let time = end.saturating_sub(time.start);
     let summary = Summary {
         seconds: Duration::from_nanos(time).as_secs_f64(),
         hooks,

@@ -235,8 +235,8 @@ impl Replay {
         if self.end.is_none() {
             self.finish(self.now)?;
         }
-        let time = self.end.unwrap_or(self.now).saturating_sub(began);
-        live::sum_up(&mut self.view, &self.losses, hooks, time, args)
+        let end = self.end.unwrap_or(self.now);
+        live::sum_up(&mut self.view, &self.losses, hooks, began..end, args)
     }
 }
 

@@ -59,6 +59,8 @@ pub struct View {
     /// When the last one happened.
     time: u64,
     shown: u64,
+    /// When the last report ended.
+    reported: u64,
     wanted: u64,
     unattributed: u64,
     undecodable: u64,
@@ -138,6 +140,7 @@ impl View {
             events: 0,
             time: 0,
             shown: 0,
+            reported: 0,
             wanted: wanted.unwrap_or(u64::MAX),
             unattributed: 0,
             undecodable: 0,
@@ -392,6 +395,7 @@ impl View {
     fn report(&mut self, report: &Report) -> io::Result<()> {
         self.counted |= report.says_something();
         self.shown += 1;
+        self.reported = report.to;
         self.sink.report(report)
     }
 
@@ -510,6 +514,11 @@ impl View {
     /// Rows or reports shown.
     pub const fn shown(&self) -> u64 {
         self.shown
+    }
+
+    /// When the last report ended, if there were as many as were asked for: what comes then is in none.
+    pub fn reported(&self) -> Option<u64> {
+        (self.reports.is_some() && self.is_done()).then_some(self.reported)
     }
 
     /// When the last event happened.

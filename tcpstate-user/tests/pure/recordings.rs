@@ -471,6 +471,29 @@ fn whoever_stops_reading_is_no_failure() {
     }
 }
 
+#[test]
+fn the_summary_is_of_what_reports_cover() {
+    const SECOND: u64 = 1_000_000_000;
+    let later = START + 50 * SECOND;
+    let end = START + 62 * SECOND;
+    let steps = [
+        losses(later),
+        Step::Settled(later),
+        losses(end),
+        Step::Settled(end),
+        Step::End(end),
+    ];
+    let file = file(&header(Callers::default(), 4_000_000), &[bytes(&steps)]);
+    let file = Temporary::new("covered", &file);
+    for (more, seconds) in [(&["10", "4"][..], "40.0"), (&["10"], "62.0"), (&[], "62.0")] {
+        let output = tcpstate(&[&["closers", "-j", "--from", file.path()], more].concat());
+        let out = text(&output.stdout);
+        let summary = out.lines().last().expect("a summary");
+        let expected = format!("\"seconds\":{seconds},");
+        assert!(summary.contains(&expected), "{more:?}: {summary}");
+    }
+}
+
 /// A slip of the hand, `--from X -o X`, must not cost the recording.
 #[test]
 fn no_output_goes_over_a_recording() {
