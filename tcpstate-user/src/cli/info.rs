@@ -100,7 +100,7 @@ pub fn run(args: &InfoArgs) -> Result<Outcome> {
 }
 
 fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
-    let clock = Clock::new(header.begins, header.zero.into(), TimeZone::system());
+    let clock = Clock::new(header.begins, header.zero.into(), TimeZone::UTC);
     let mut info = Info {
         tcpstate: header.tcpstate.clone(),
         format: FORMAT,

@@ -22,6 +22,7 @@ use super::{
     output, record, replay,
     shape::Shape,
     view::{Losses, View},
+    zone::zone,
 };
 use crate::{
     clock::{self, Clock},
@@ -123,7 +124,11 @@ pub fn sink(
     if shape.is_silent() {
         return Ok(Box::new(record::Silent));
     }
-    let clock = Clock::new(header.begins, header.zero.into(), TimeZone::system());
+    let zone = match args.output.format() {
+        Format::Text => zone(),
+        Format::Json | Format::Csv => TimeZone::UTC,
+    };
+    let clock = Clock::new(header.begins, header.zero.into(), zone);
     output::sink(&args.output, shape.rows(), target.begin(), clock)
 }
 

@@ -20,6 +20,7 @@ mod timewait;
 mod values;
 mod view;
 mod window;
+mod zone;
 
 use std::{env, ffi::OsString, io, process::ExitCode};
 

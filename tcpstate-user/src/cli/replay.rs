@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use jiff::{Timestamp, ToSpan as _, civil, tz::TimeZone};
+use jiff::{Timestamp, ToSpan as _, civil};
 
 use super::{
     Outcome,
@@ -16,6 +16,7 @@ use super::{
     values::duration,
     view::{Losses, View},
     window::Window,
+    zone::zone,
 };
 use crate::{
     kernel::{Missing, drop_privileges},
@@ -264,7 +265,7 @@ fn moment(text: &str, header: &Header) -> Result<u64, String> {
         let after = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
         return Ok(header.begins.saturating_add(after));
     }
-    let zone = TimeZone::system();
+    let zone = zone();
     let of_day = |time: civil::Time| -> Option<Timestamp> {
         let begins = i128::from(header.begins) + i128::from(header.zero);
         let begins = Timestamp::from_nanosecond(begins).ok()?;

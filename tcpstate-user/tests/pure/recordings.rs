@@ -494,6 +494,44 @@ fn the_summary_is_of_what_reports_cover() {
     }
 }
 
+#[test]
+fn times_of_day_are_those_of_the_reader() {
+    let path = format_1();
+    let show = |zone: &str, more: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_tcpstate"))
+            .args(["trace", "--from"])
+            .arg(&path)
+            .args(more)
+            .env("TZ", zone)
+            .output()
+            .expect("tcpstate starts");
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let first = |zone: &str| {
+        let (out, err) = show(zone, &["-T"]);
+        assert_eq!(err, "", "{zone}");
+        let time = out.lines().nth(1).expect("a row").get(..8);
+        time.expect("a time").to_owned()
+    };
+    assert_eq!(first("UTC"), "08:00:01");
+    assert_eq!(first("XYZ-5:30"), "13:30:01");
+    if Path::new("/usr/share/zoneinfo/Asia/Kolkata").exists() {
+        assert_eq!(first("Asia/Kolkata"), "13:30:01");
+        assert_eq!(first(":Asia/Kolkata"), "13:30:01");
+    }
+    for name in ["Nowhere/Land", "a\u{1b}[31m"] {
+        let (out, err) = show(name, &["-T", "--since", "08:00", "--until", "09:00"]);
+        assert!(out.contains("\n08:00:01"), "{out}");
+        assert_eq!(
+            err.matches("there is no such time zone").count(),
+            1,
+            "{err}"
+        );
+        assert!(!err.contains('\u{1b}'), "{err}");
+        assert_eq!(show(name, &["-j"]).1, "");
+    }
+}
+
 /// A slip of the hand, `--from X -o X`, must not cost the recording.
 #[test]
 fn no_output_goes_over_a_recording() {
