@@ -103,6 +103,7 @@ where
         progress,
     };
     let damage = replay.all(&mut parts, first).map_err(live::explain)?;
+    say_outside(since, until, parts.header(), replay.now);
     let began = since.map_or(header.begins, |since| since.max(header.begins));
     replay
         .sum_up(began, header.hooks(), &args.output)
@@ -238,6 +239,29 @@ impl Replay {
         }
         let end = self.end.unwrap_or(self.now);
         live::sum_up(&mut self.view, &self.losses, hooks, began..end, args)
+    }
+}
+
+/// Says of what time a recording is if none of it is shown; it was read until `now`.
+fn say_outside(since: Option<u64>, until: Option<u64>, header: &Header, now: u64) {
+    let time = |at| {
+        let time = i128::from(at) + i128::from(header.zero);
+        let time = Timestamp::from_nanosecond(time).unwrap_or_default();
+        time.to_zoned(zone())
+            .strftime("%Y-%m-%dT%H:%M:%S%.3f%:z")
+            .to_string()
+    };
+    if until.is_some_and(|until| until < header.begins) {
+        say(format_args!(
+            "--until is before the recording, which begins at {}: nothing of it is shown",
+            time(header.begins)
+        ));
+    } else if since.is_some_and(|since| since > now) {
+        say(format_args!(
+            "--since is after the recording, which is from {} to {}: nothing of it is shown",
+            time(header.begins),
+            time(now)
+        ));
     }
 }
 

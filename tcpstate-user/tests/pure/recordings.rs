@@ -532,6 +532,34 @@ fn times_of_day_are_those_of_the_reader() {
     }
 }
 
+#[test]
+fn who_looks_at_another_time_is_told_which_it_is() {
+    let path = format_1();
+    let told = |more: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_tcpstate"))
+            .args(["trace", "-j", "--from"])
+            .arg(&path)
+            .args(more)
+            .env("TZ", "XYZ-5:30")
+            .output()
+            .expect("tcpstate starts");
+        text(&output.stderr)
+    };
+    let late = "--since is after the recording, which is from 2027-01-15T13:30:01.000+05:30 to 2027-01-15T13:30:0";
+    for more in [
+        &["--since", "+1h"][..],
+        &["--since", "14:00", "--until", "15:00"],
+        &["--since", "14:00", "--skip-earlier"],
+    ] {
+        let said = told(more);
+        assert!(said.contains(late), "{said}");
+    }
+    let said = told(&["--until", "13:00"]);
+    let early = "--until is before the recording, which begins at 2027-01-15T13:30:01.000+05:30";
+    assert!(said.contains(early), "{said}");
+    assert_eq!(told(&["--since", "13:00", "--until", "+1h"]), "");
+}
+
 /// A slip of the hand, `--from X -o X`, must not cost the recording.
 #[test]
 fn no_output_goes_over_a_recording() {
