@@ -160,8 +160,8 @@ fn wrap(out: &mut String, label: &str, text: &str, indent: usize) {
     };
     let mut line = first;
     let mut empty = true;
-    // Names and settings come from strangers.
-    let text = escape::text(text);
+    // Settings come from strangers, too.
+    let text = escape::sentence(text);
     for word in text.split(' ') {
         let longer = line.chars().count() + word.chars().count() + usize::from(!empty);
         if longer > WIDTH && !empty {

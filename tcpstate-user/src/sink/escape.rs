@@ -13,18 +13,24 @@ pub fn is_hostile(character: char) -> bool {
         )
 }
 
-/// Text for a terminal or a CSV cell: hostile characters become `\u{1b}`.
+/// Text for a terminal or a CSV cell: hostile characters become `\u{1b}`. A backslash that would make one of what is none becomes
+/// `\u{5c}`; others stay, since systemd's names have many (`\x2d`).
 #[must_use]
 pub fn text(name: &str) -> Cow<'_, str> {
-    escape(name, is_hostile)
+    escape(name, is_hostile, true)
+}
+
+/// What is left of hostile characters in a sentence, whose names have been escaped.
+#[must_use]
+pub fn sentence(text: &str) -> Cow<'_, str> {
+    escape(text, is_hostile, false)
 }
 
 /// The same for a message, which may have lines and tabs of its own.
 #[must_use]
 pub fn message(text: &str) -> Cow<'_, str> {
-    escape(text, |character| {
-        is_hostile(character) && !matches!(character, '\n' | '\t')
-    })
+    let hostile = |character| is_hostile(character) && !matches!(character, '\n' | '\t');
+    escape(text, hostile, false)
 }
 
 /// The name of a file, which may have been picked by somebody else (`tcpstate info *`).
@@ -36,18 +42,20 @@ pub fn path(path: &Path) -> String {
 /// The same for a column that others follow: white space is escaped too.
 #[must_use]
 pub fn word(name: &str) -> Cow<'_, str> {
-    escape(name, |character| {
-        is_hostile(character) || character.is_whitespace()
-    })
+    let hostile = |character| is_hostile(character) || char::is_whitespace(character);
+    escape(name, hostile, true)
 }
 
-fn escape(name: &str, hostile: impl Fn(char) -> bool) -> Cow<'_, str> {
-    if !name.contains(&hostile) {
+/// Spells out what is hostile; `exactly` so that what is read back is what was there.
+fn escape(name: &str, hostile: impl Fn(char) -> bool, exactly: bool) -> Cow<'_, str> {
+    const ESCAPE: &str = "\\u{";
+    let plain = !(name.contains(&hostile) || exactly && name.contains(ESCAPE));
+    if plain {
         return Cow::Borrowed(name);
     }
     let mut escaped = String::with_capacity(name.len() + 16);
-    for character in name.chars() {
-        if hostile(character) {
+    for (at, character) in name.char_indices() {
+        if hostile(character) || exactly && name[at..].starts_with(ESCAPE) {
             // Writing to a string does not fail.
             let _ = write!(escaped, "\\u{{{:x}}}", u32::from(character));
         } else {
@@ -61,7 +69,7 @@ fn escape(name: &str, hostile: impl Fn(char) -> bool) -> Cow<'_, str> {
 mod tests {
     use std::path::Path;
 
-    use super::{message, path, text, word};
+    use super::{message, path, sentence, text, word};
 
     #[test]
     fn hostile_characters_are_spelled_out() {
@@ -73,5 +81,35 @@ mod tests {
         assert_eq!(text("naïve 名"), "naïve 名");
         assert_eq!(message("a\n\tb\u{1b}[31m"), "a\n\tb\\u{1b}[31m");
         assert_eq!(path(Path::new("a\n/b")), "a\\u{a}/b");
+        assert_eq!(text("a\\x2db\\n"), "a\\x2db\\n");
+        assert_eq!(text("\\u{1b}"), "\\u{5c}u{1b}");
+        assert_eq!(text("\\\u{1b}"), "\\\\u{1b}");
+        // What was escaped is not escaped again.
+        let again = text("\u{1b}").into_owned();
+        assert_eq!(message(&again), again);
+        assert_eq!(sentence(&again), again);
+    }
+
+    /// What `\u{...}` stands for.
+    fn read(text: &str) -> String {
+        let mut parts = text.split("\\u{");
+        let mut read = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let (code, rest) = part.split_once('}').unwrap_or_default();
+            read.extend(u32::from_str_radix(code, 16).ok().and_then(char::from_u32));
+            read.push_str(rest);
+        }
+        read
+    }
+
+    #[test]
+    fn no_two_names_look_the_same() {
+        const PIECES: [&str; 8] = ["\\", "u", "{", "1b", "5c", "}", "\u{1b}", "\u{202e}"];
+        for number in 0..8_usize.pow(6) {
+            let piece = |place| PIECES[number / 8_usize.pow(place) % 8];
+            let name: String = (0..6).map(piece).collect();
+            assert_eq!(read(&text(&name)), name);
+            assert_eq!(read(&word(&name)), name);
+        }
     }
 }
