@@ -13,7 +13,7 @@ use clap::Args as ClapArgs;
 use super::{
     Outcome,
     args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs},
-    live,
+    live, output,
     record::RecordingArgs,
     shape::{Conditions, Periodic, Shape},
     values::duration,
@@ -103,7 +103,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
                 names.join(", ")
             )
         })?;
-        return print(doctor::explanation(rule).as_bytes());
+        return print(doctor::explanation(rule, columns()).as_bytes());
     }
     let live = args.recording.from.is_none();
     let mut thresholds = args.thresholds.clone();
@@ -130,7 +130,8 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     let text = if args.json {
         doctor::json(&diagnosis, &snapshot, &hooks)?
     } else {
-        doctor::text(&diagnosis, &snapshot, &hooks, io::stdout().is_terminal()).into_bytes()
+        let colour = io::stdout().is_terminal();
+        doctor::text(&diagnosis, &snapshot, &hooks, columns(), colour).into_bytes()
     };
     print(&text)?;
     // A recording that is damaged is told after what comes before the damage.
@@ -140,6 +141,11 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     } else {
         Outcome::Done
     })
+}
+
+/// Columns to write for.
+fn columns() -> usize {
+    output::columns(&OutputArgs::default()).unwrap_or(output::NARROW)
 }
 
 fn print(text: &[u8]) -> Result<Outcome> {

@@ -207,7 +207,7 @@ async fn follow(
             view.settle(now)?;
         }
         lists.settle(view, busy, losses.not_found())?;
-        view.resize(output::columns(&args.output));
+        view.resize(output::room(&args.output));
         view.flush()?;
         countdown.at(view.events());
     }

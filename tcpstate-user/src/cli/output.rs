@@ -1,6 +1,7 @@
 //! Where output goes, and in which shape.
 
 use std::{
+    env,
     fs::File,
     io::{self, BufWriter, IsTerminal as _, Write},
 };
@@ -21,6 +22,9 @@ pub enum Target {
     /// A file.
     File(File),
 }
+
+/// Columns where nothing says how many.
+pub const NARROW: usize = 80;
 
 /// Opens the output before anything is attached, so that a bad path fails first. What is in the file stays until
 /// [`Target::begin`].
@@ -77,7 +81,7 @@ pub fn sink(
                 time_of_day: args.time,
                 since_start: args.timestamp,
                 rows,
-                columns: columns(args),
+                columns: room(args),
             };
             Box::new(Text::new(out, clock, layout)?)
         }
@@ -86,10 +90,17 @@ pub fn sink(
     })
 }
 
-/// Columns of the terminal that we write to; 0 if it is none.
-pub fn columns(args: &OutputArgs) -> usize {
-    if args.output.is_some() || !io::stdout().is_terminal() {
-        return 0;
+/// Columns of the terminal that we write to; for what is none, those that COLUMNS asks for.
+pub fn columns(args: &OutputArgs) -> Option<usize> {
+    if args.output.is_none() && io::stdout().is_terminal() {
+        let size = terminal_size::terminal_size_of(io::stdout());
+        return Some(size.map_or(NARROW, |(width, _)| usize::from(width.0)));
     }
-    terminal_size::terminal_size_of(io::stdout()).map_or(0, |(width, _)| usize::from(width.0))
+    let columns = env::var("COLUMNS").ok()?.parse().ok();
+    columns.filter(|columns| *columns > 0)
+}
+
+/// The same for rows, of which nothing is cut where nobody says how wide it is.
+pub fn room(args: &OutputArgs) -> usize {
+    columns(args).unwrap_or(usize::MAX)
 }

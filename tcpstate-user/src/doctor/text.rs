@@ -1,24 +1,39 @@
-//! What the doctor says to people: 80 columns, worst first.
+//! What the doctor says to people: as wide as it is read well, worst first.
 
 use std::fmt::Write as _;
 
 use super::{Diagnosis, Finding, Severity, Snapshot, plural, rules};
-use crate::sink::escape;
+use crate::sink::{cells, escape};
 
-/// As wide as a terminal is at least.
-const WIDTH: usize = 80;
+/// Text whose lines end before the terminal does.
+struct Page {
+    text: String,
+    width: usize,
+}
+
+impl Page {
+    /// As wide as so many columns, as far as that is read well.
+    fn new(columns: usize) -> Self {
+        Self {
+            text: String::new(),
+            width: columns.clamp(40, 100),
+        }
+    }
+}
+
 /// Where the text of a finding begins.
 const INDENT: usize = 8;
 
-/// A diagnosis as text; `colour` if a terminal shows it.
+/// A diagnosis as text for so many columns; `colour` if a terminal shows it.
 #[must_use]
 pub fn text(
     diagnosis: &Diagnosis,
     snapshot: &Snapshot,
     hooks: &[&'static str],
+    columns: usize,
     colour: bool,
 ) -> String {
-    let mut out = String::new();
+    let mut out = Page::new(columns);
     let what = if snapshot.live { "watched" } else { "recorded" };
     let doubt = if snapshot.certain {
         ""
@@ -32,14 +47,14 @@ pub fn text(
     );
     wrap(&mut out, "", &first, 2);
     for finding in &diagnosis.findings {
-        out.push('\n');
+        out.text.push('\n');
         let netns = finding.netns.filter(|_| snapshot.namespaces.len() > 1);
         of_finding(&mut out, finding, netns, colour);
     }
     if diagnosis.findings.is_empty() {
-        out.push_str("\nnothing found\n");
+        out.text.push_str("\nnothing found\n");
     }
-    out.push('\n');
+    out.text.push('\n');
     for (rule, more) in &diagnosis.left_out {
         wrap(
             &mut out,
@@ -54,14 +69,14 @@ pub fn text(
     let count = |severity| diagnosis.count(severity);
     // Writing to a string does not fail.
     let _ = writeln!(
-        out,
+        out.text,
         "# {} high, {} notice, {} fine; {} rules (--list, --explain RULE)",
         count(Severity::High),
         count(Severity::Notice),
         count(Severity::Fine),
         rules::RULES.len(),
     );
-    out
+    out.text
 }
 
 /// All rules, one line each.
@@ -74,20 +89,21 @@ pub fn list() -> String {
     out
 }
 
-/// The long text of a rule.
+/// The long text of a rule, for so many columns.
 #[must_use]
-pub fn explanation(rule: &rules::Rule) -> String {
-    let mut out = format!("{}: {}\n", rule.name, rule.summary);
+pub fn explanation(rule: &rules::Rule, columns: usize) -> String {
+    let mut out = Page::new(columns);
+    let _ = writeln!(out.text, "{}: {}", rule.name, rule.summary);
     for paragraph in rule.explanation.split("\n\n") {
-        out.push('\n');
+        out.text.push('\n');
         let words: Vec<_> = paragraph.split_ascii_whitespace().collect();
         wrap(&mut out, "", &words.join(" "), 0);
     }
-    out
+    out.text
 }
 
-fn of_finding(out: &mut String, finding: &Finding, netns: Option<u32>, colour: bool) {
-    let mut title = String::new();
+fn of_finding(out: &mut Page, finding: &Finding, netns: Option<u32>, colour: bool) {
+    let mut title = Page::new(out.width);
     let word = finding.severity.word();
     wrap(
         &mut title,
@@ -100,11 +116,11 @@ fn of_finding(out: &mut String, finding: &Finding, netns: Option<u32>, colour: b
         Severity::Notice => "\x1b[1;33m",
         Severity::Fine => "\x1b[32m",
     };
-    match title.strip_prefix(word) {
+    match title.text.strip_prefix(word) {
         Some(rest) if colour => {
-            let _ = write!(out, "{paint}{word}\x1b[0m{rest}");
+            let _ = write!(out.text, "{paint}{word}\x1b[0m{rest}");
         }
-        _ => out.push_str(&title),
+        _ => out.text.push_str(&title.text),
     }
     if let Some(netns) = netns {
         let text = format!("network namespace {netns} (`lsns -t net` shows whose)");
@@ -146,13 +162,13 @@ fn of_finding(out: &mut String, finding: &Finding, netns: Option<u32>, colour: b
     label = "more";
     for command in &finding.see {
         // A command is copied as a whole.
-        let _ = writeln!(out, "{label:INDENT$}{command}");
+        let _ = writeln!(out.text, "{label:INDENT$}{command}");
         label = "";
     }
 }
 
 /// Text that begins behind a label and goes on below itself, word by word.
-fn wrap(out: &mut String, label: &str, text: &str, indent: usize) {
+fn wrap(out: &mut Page, label: &str, text: &str, indent: usize) {
     let first = if label.is_empty() && indent <= 2 {
         String::new()
     } else {
@@ -163,10 +179,10 @@ fn wrap(out: &mut String, label: &str, text: &str, indent: usize) {
     // Settings come from strangers, too.
     let text = escape::sentence(text);
     for word in text.split(' ') {
-        let longer = line.chars().count() + word.chars().count() + usize::from(!empty);
-        if longer > WIDTH && !empty {
-            out.push_str(line.trim_end());
-            out.push('\n');
+        let longer = cells::width(&line) + cells::width(word) + usize::from(!empty);
+        if longer > out.width && !empty {
+            out.text.push_str(line.trim_end());
+            out.text.push('\n');
             line = if text.starts_with("# ") {
                 "# ".to_owned()
             } else {
@@ -180,24 +196,29 @@ fn wrap(out: &mut String, label: &str, text: &str, indent: usize) {
         line.push_str(word);
         empty = false;
     }
-    out.push_str(line.trim_end());
-    out.push('\n');
+    out.text.push_str(line.trim_end());
+    out.text.push('\n');
 }
 
 #[cfg(test)]
 mod tests {
-    use super::wrap;
+    use super::{Page, wrap};
 
     #[test]
     fn lines_end_before_the_terminal_does() {
-        let mut out = String::new();
-        wrap(&mut out, "why", &"word ".repeat(40), 8);
-        wrap(&mut out, "", &format!("# {}", "word ".repeat(40)), 2);
-        wrap(&mut out, "seen", &"x".repeat(100), 8);
-        assert!(out.starts_with("why     word word"));
-        assert!(out.contains("\n        word word"));
-        assert!(out.contains("\n# word word"));
-        let long = out.lines().filter(|line| line.len() > 80);
-        assert_eq!(long.count(), 1, "only what cannot be broken");
+        for (columns, most) in [(80, 80), (60, 60), (90, 90), (200, 100), (1, 40)] {
+            let mut out = Page::new(columns);
+            wrap(&mut out, "why", &"word ".repeat(40), 8);
+            wrap(&mut out, "", &format!("# {}", "word ".repeat(40)), 2);
+            wrap(&mut out, "seen", &"x".repeat(101), 8);
+            let out = out.text;
+            assert!(out.starts_with("why     word word"));
+            assert!(out.contains("\n        word word"));
+            assert!(out.contains("\n# word word"));
+            let long = out.lines().filter(|line| line.len() > most);
+            assert_eq!(long.count(), 1, "only what cannot be broken");
+            let longest = out.lines().map(str::len).filter(|len| *len <= most).max();
+            assert!(longest.is_some_and(|longest| longest + 5 > most), "{out}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Output: what the lifecycle understood, written as text, JSON lines or CSV. Nothing here knows where it goes.
 
 mod both;
+pub(crate) mod cells;
 mod csv;
 mod disguised;
 pub mod escape;

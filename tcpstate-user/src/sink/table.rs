@@ -3,6 +3,7 @@
 use std::{borrow::Cow, fmt::Write as _};
 
 use super::{
+    cells::{self, cut},
     escape,
     text::{duration, endpoint},
 };
@@ -96,7 +97,7 @@ fn table(text: &mut String, table: &Table, wide: bool, columns: usize) {
         let start = text.len();
         for ((cell, width), &at) in line.iter().zip(&widths).zip(&shown) {
             let cell = cut(cell, *width);
-            let missing = width.saturating_sub(cell.chars().count());
+            let missing = width.saturating_sub(cells::width(&cell));
             if table.columns[at].key {
                 put(text, format_args!("{cell}{:missing$} ", ""));
             } else {
@@ -134,8 +135,8 @@ fn widths(
     const NAME: usize = 8;
     let mut widths: Vec<_> = (0..shown.len())
         .map(|at| {
-            let cells = lines.iter().filter_map(|line| line.get(at));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+            let column = lines.iter().filter_map(|line| line.get(at));
+            column.map(|cell| cells::width(cell)).max().unwrap_or(0)
         })
         .collect();
     // Numbers do not get wider from one interval to the next, as long as they are not large.
@@ -148,10 +149,19 @@ fn widths(
         let mut cells = table.rows.iter().map(|row| &row.cells[shown[at]]);
         cells.any(|cell| matches!(cell, Cell::Name(_) | Cell::Comm(_)))
     };
+    // Our own words are never cut.
+    let mut least = vec![NAME; shown.len()];
+    for (at, label) in table
+        .rows
+        .iter()
+        .filter_map(|row| sum_label(table, row, shown))
+    {
+        least[at] = least[at].max(cells::width(&label));
+    }
     let total = |widths: &[usize]| widths.iter().map(|width| width + 1).sum::<usize>() - 1;
     while !widths.is_empty() && total(&widths) > columns {
         let longest = (0..shown.len())
-            .filter(|&at| named(at) && widths[at] > NAME)
+            .filter(|&at| named(at) && widths[at] > least[at])
             .max_by_key(|&at| widths[at]);
         match longest {
             Some(at) => widths[at] -= 1,
@@ -159,16 +169,6 @@ fn widths(
         }
     }
     widths
-}
-
-/// Cut where its column ends, and marked so.
-fn cut(cell: &str, width: usize) -> Cow<'_, str> {
-    if cell.chars().count() <= width {
-        return Cow::Borrowed(cell);
-    }
-    let mut kept: String = cell.chars().take(width.saturating_sub(1)).collect();
-    kept.push('+');
-    kept.into()
 }
 
 fn cell(cell: &Cell) -> Cow<'static, str> {

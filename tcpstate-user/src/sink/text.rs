@@ -8,7 +8,7 @@ use std::{
 
 use tcpstate_common::state::TcpState;
 
-use super::{OtherProtocols, Rows, Sink, Summary, error_name, escape, table};
+use super::{OtherProtocols, Rows, Sink, Summary, cells, error_name, escape, table};
 use crate::{
     analysis::{Connection, Opened, Report},
     clock::Clock,
@@ -29,7 +29,7 @@ pub struct Layout {
     pub since_start: bool,
     /// What the rows are.
     pub rows: Rows,
-    /// Columns of the terminal; 0 for 80.
+    /// Columns after which names are cut; 0 for 80.
     pub columns: usize,
 }
 
@@ -189,12 +189,9 @@ impl<W: Write> Text<W> {
         };
         let name = process.comm.to_str();
         let name = escape::text(&name);
-        let room = columns.saturating_sub(line.chars().count());
-        if name.chars().count() <= room {
-            line.push_str(&name);
-        } else if room > 1 {
-            line.extend(name.chars().take(room - 1));
-            line.push('+');
+        let room = columns.saturating_sub(cells::width(line));
+        if cells::width(&name) <= room || room > 1 {
+            line.push_str(&cells::cut(&name, room));
         }
     }
 
@@ -236,11 +233,11 @@ impl<W: Write> Text<W> {
             Some(process) => push(
                 line,
                 format_args!(
-                    "{:<8} {:>7} {:>7} {:<15} ",
+                    "{:<8} {:>7} {:>7} {} ",
                     process.via.label(),
                     process.pid,
                     Known(transition.tid()),
-                    escape::word(&process.comm.to_str()),
+                    cells::pad(&escape::word(&process.comm.to_str()), 15),
                 ),
             ),
             None => push(
@@ -374,9 +371,9 @@ impl<W: Write> Text<W> {
             push(
                 line,
                 format_args!(
-                    "{:>7} {:<15} ",
+                    "{:>7} {} ",
                     Known(process.map(|process| process.pid)),
-                    comm.as_deref().unwrap_or("-"),
+                    cells::pad(comm.as_deref().unwrap_or("-"), 15),
                 ),
             );
         }

@@ -56,7 +56,7 @@ pub fn said(all: &[Sent]) -> String {
     let thresholds = thresholds();
     let snapshot = seen(all, &thresholds);
     let diagnosis = Diagnosis::of(&snapshot, &thresholds);
-    text(&diagnosis, &snapshot, &HOOKS, false)
+    text(&diagnosis, &snapshot, &HOOKS, 80, false)
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn the_scene_in_text_and_json() {
     let thresholds = thresholds();
     let snapshot = seen(&scene(), &thresholds);
     let diagnosis = Diagnosis::of(&snapshot, &thresholds);
-    let shown = text(&diagnosis, &snapshot, &HOOKS, false);
+    let shown = text(&diagnosis, &snapshot, &HOOKS, 80, false);
     assert!(
         shown.chars().all(|one| one == '\n' || !one.is_control()),
         "nothing moves a cursor"

@@ -560,6 +560,61 @@ fn who_looks_at_another_time_is_told_which_it_is() {
     assert_eq!(told(&["--since", "13:00", "--until", "+1h"]), "");
 }
 
+/// What a terminal has no room for, a file has.
+#[test]
+fn nothing_is_cut_where_there_is_room() {
+    let scale = Scale {
+        connections: 300,
+        events: 3000,
+        seed: 3,
+    };
+    let file = Temporary::new("room", &generate(scale, Vec::new()).expect("memory"));
+    let show = |columns: Option<&str>, more: &[&str]| {
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
+        tool.args([&more[..1], &["--from", file.path()], &more[1..]].concat());
+        tool.env_remove("COLUMNS");
+        if let Some(columns) = columns {
+            tool.env("COLUMNS", columns);
+        }
+        text(&tool.output().expect("tcpstate starts").stdout)
+    };
+    let cut = |text: &str| {
+        let rows = text.lines().filter(|line| !line.starts_with('#'));
+        rows.filter(|line| line.contains('+')).count()
+    };
+    let views = [
+        ("76", &["conns"][..]),
+        ("76", &["trace"]),
+        (
+            "60",
+            &[
+                "closers",
+                "--by",
+                "process,service,cgroup,remote",
+                "--top",
+                "3",
+            ],
+        ),
+    ];
+    for (columns, view) in views {
+        for columns in [None, Some("300"), Some("0"), Some("wide")] {
+            assert_eq!(cut(&show(columns, view)), 0, "{columns:?}: {view:?}");
+        }
+        let narrow = show(Some(columns), view);
+        assert!(cut(&narrow) > 0, "{narrow}");
+        // What we call a sum is no name.
+        let sums = narrow.lines().filter(|line| line.starts_with("others"));
+        assert!(sums.clone().all(|line| line.contains(") ")), "{narrow}");
+        assert_eq!(sums.count(), usize::from(view[0] == "closers"));
+    }
+    let longest = |columns| {
+        let diagnosis = show(columns, &["doctor"]);
+        diagnosis.lines().map(|line| line.chars().count()).max()
+    };
+    assert!(longest(None).is_some_and(|longest| longest <= 80));
+    assert!(longest(Some("95")).is_some_and(|longest| (81..=95).contains(&longest)));
+}
+
 /// A slip of the hand, `--from X -o X`, must not cost the recording.
 #[test]
 fn no_output_goes_over_a_recording() {
