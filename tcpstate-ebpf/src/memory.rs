@@ -153,7 +153,7 @@ impl Sock {
     /// again it is still that of the life before, so it is looked at for a socket just closed only.
     #[inline(always)]
     fn lport(self, closed: bool) -> u16 {
-        let port = load!(self.0, lport as u16);
+        let port = self.number();
         let offset = constant!(OFFSETS.bound_lport);
         if port != 0 || !closed || offset == ABSENT {
             return port;
@@ -162,6 +162,12 @@ impl Sock {
             Some(tcp) => load!(tcp.0, bound_lport as u16),
             None => probe(self.0 as u64 + u64::from(offset)),
         })
+    }
+
+    /// `skc_num`: the local port as long as the socket has it.
+    #[inline(always)]
+    pub(crate) fn number(self) -> u16 {
+        load!(self.0, lport as u16)
     }
 
     /// `skc_state`, which a minisocket has too.

@@ -75,9 +75,7 @@ fn send(context: &BtfTracePointContext, mut flags: u8) -> i32 {
     let new: i32 = context.arg(2);
 
     let closed = new == TcpState::Close as i32;
-    // connect() found no port: what the socket has of one, and of an error, is of the life before.
-    let no_port = closed && old == TcpState::SynSent as i32 && sock.sent_nothing();
-    let ends = sock.ends(closed && !no_port);
+    let ends = sock.ends(closed);
     let (netns_cookie, netns) = sock.netns();
     if !filter::wants_netns(netns_cookie, netns) {
         return 0;
@@ -134,6 +132,9 @@ fn send(context: &BtfTracePointContext, mut flags: u8) -> i32 {
             flags |= flags::TOTALS;
         }
     }
+    // connect() found no port: what the socket has of one, and of an error, is of the life before. This is asked last, as the
+    // verifier looks at all that follows once more.
+    let no_port = closed && old == TcpState::SynSent as i32 && sock.sent_nothing();
     entry.write(TransitionRecord {
         kind: RecordKind::Transition as u8,
         old: old as u8,
@@ -150,7 +151,7 @@ fn send(context: &BtfTracePointContext, mut flags: u8) -> i32 {
         cgroup: sock.cgroup(),
         laddr: bytes(ends.laddr),
         raddr: bytes(ends.raddr),
-        lport: ends.lport,
+        lport: if no_port { sock.number() } else { ends.lport },
         rport: ends.rport,
         netns,
         // An error of the life before stays in a socket that is used again.
