@@ -193,8 +193,9 @@ fn expiry_agrees_with_the_namespaces_own_list() {
             "{last_seen} {ended} {first_missed}"
         );
         let seconds = end["seconds"].as_f64().expect("a time");
+        // From 59: where ticks come late, jiffies lag behind the clock when the timer is armed.
         assert!(
-            (60.0..=first_missed - began + 0.1).contains(&seconds),
+            (59.0..=first_missed - began + 0.1).contains(&seconds),
             "{seconds}"
         );
         // If the acknowledgement came before the FIN, timers do not tell how often TIME_WAIT was started.
@@ -443,8 +444,10 @@ fn whole_connections_with_everything_the_kernel_counts() {
             assert_eq!(client["closer"]["pid"], std::process::id());
             assert_eq!(client["owner"]["via"], "connect");
             assert_eq!(client["bounds"], serde_json::json!({}));
+            // The minisocket's time is in it. Not quite the second of the timer: where ticks come late, as in an emulated
+            // machine, jiffies lag behind the clock when it is armed.
             assert!(
-                client["states"]["fin_wait2"].as_f64().expect("a time") >= 1.0,
+                client["states"]["fin_wait2"].as_f64().expect("a time") > 0.5,
                 "{client}"
             );
             let server = connections
