@@ -2,12 +2,23 @@
 
 use std::{fs, path::Path, process::Command, thread};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::utsname::uname,
 };
+
+/// The kernel may have been told to measure every program itself, which takes more time than some programs.
+pub fn check() -> Result<()> {
+    let counted = fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").unwrap_or_default();
+    if counted.trim() == "1" {
+        bail!(
+            "kernel.bpf_stats_enabled is 1, so every BPF program takes longer than it would: `sysctl kernel.bpf_stats_enabled=0` first"
+        );
+    }
+    Ok(())
+}
 
 /// What a reader has to know of the machine, in lines of a list.
 pub fn description() -> Vec<String> {

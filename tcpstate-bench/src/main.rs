@@ -33,6 +33,7 @@ use nix::unistd::Uid;
 use tcpstate_bench::{Link, Mode};
 
 use bench::{Bench, Folder};
+use bpf::Floor;
 use load::Load;
 use report::Results;
 use subject::Subject;
@@ -93,9 +94,9 @@ struct Args {
     #[arg(long, hide = true, default_value = ".")]
     root: PathBuf,
 
-    /// Attach an empty program, until Ctrl-C
+    /// Attach the smallest programs there are, until Ctrl-C
     #[arg(long, hide = true)]
-    attach_nothing: bool,
+    attach: Option<Floor>,
 }
 
 /// A part of the measurement.
@@ -126,9 +127,10 @@ fn perform(args: &Args) -> Result<bool> {
         bail!("this needs root: programs are loaded into the kernel, and network namespaces made");
     }
     interrupt::install()?;
-    if args.attach_nothing {
-        return attach_nothing();
+    if let Some(floor) = args.attach {
+        return attach(floor);
     }
+    machine::check()?;
     machine::mount_tracefs()?;
     let machine = machine::description();
     let bench = bench(args)?;
@@ -290,8 +292,8 @@ fn write(file: &Path, page: &str) -> Result<()> {
     Ok(())
 }
 
-fn attach_nothing() -> Result<bool> {
-    let _nothing = bpf::Nothing::attach()?;
+fn attach(floor: Floor) -> Result<bool> {
+    let _attached = floor.attach()?;
     while interrupt::check().is_ok() {
         std::thread::sleep(Duration::from_millis(100));
     }

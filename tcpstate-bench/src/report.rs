@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use crate::{
     added::AddedTimes,
     bench::Bench,
+    bpf::Floor,
     figures::number,
     goal::Verdict,
     kernel::Cost,
@@ -208,10 +209,15 @@ impl Page {
         self.head(
             "What bounds the connection rate",
             &format!(
-                "Processors are busy all the time, so what is done for a transition is not done for connections. A connection of this load takes {:.1} us of processor time, and has {transitions:.0} transitions: {each:.0} ns each. Left: what the goal allows for a transition, for everything. Programs and process: what it takes, from the two tables above. Alone: the ratio that these would give; calling the programs, and what they and the process push out of the caches, comes on top.",
+                "Processors are busy all the time, so what is done for a transition is not done for connections. A connection of this load takes {:.1} us of \
+                 processor time, and has {transitions:.0} transitions: {each:.0} ns each. Left: what the goal allows for a transition, for everything. \
+                 Programs and process: what it takes, from the two tables above. Alone: the ratio that these would give; calling the programs, and what they \
+                 and the process push out of the caches, comes on top. The rows `empty`, `empties` and `count` of the table of rates are what programs cost \
+                 that send nothing and have no process that reads it. At its goal: the ratio if programs took no time at all, and the process just \
+                 what its own goal (user CPU) allows it.",
                 each * transitions / 1e3,
             ),
-            &["", "left (ns)", "programs (ns)", "process (ns)", "alone", "measured"],
+            &["", "left (ns)", "programs (ns)", "process (ns)", "alone", "measured", "at its goal"],
         );
         for ((subject, rate), cost) in subjects.iter().zip(&rates.rows).zip(costs) {
             let (Some(goal), Some(user), Some(system), Some(programs)) = (
@@ -223,6 +229,7 @@ impl Page {
                 continue;
             };
             let process = 1e3 * (user + system);
+            let allowed = subject.goals.user_seconds.map(|seconds| 1e3 * seconds);
             self.row(&[
                 subject.name.clone(),
                 format!("{:.0}", each * (1.0 / goal - 1.0)),
@@ -230,6 +237,10 @@ impl Page {
                 format!("{process:.0}"),
                 format!("{:.2}", each / (each + programs + process)),
                 rate.ratio.shown(2),
+                allowed.map_or_else(
+                    || "-".to_owned(),
+                    |allowed| format!("{:.2}", each / (each + allowed)),
+                ),
             ]);
         }
     }
@@ -349,11 +360,11 @@ impl Page {
 }
 
 fn command(subject: &Subject) -> String {
-    if subject.name == "empty" {
-        "a program that returns 0".to_owned()
-    } else {
-        format!("`{}`", subject.shown())
-    }
+    let floor = Floor::ALL.iter().find(|(_, name, _)| *name == subject.name);
+    floor.map_or_else(
+        || format!("`{}`", subject.shown()),
+        |(_, _, what)| (*what).to_owned(),
+    )
 }
 
 /// The name of a function without where it is, and without the fingerprint of a BPF program.

@@ -1,4 +1,4 @@
-//! What is measured: the tool in its ways, its peers, and an empty program.
+//! What is measured: the tool in its ways, its peers, and the smallest programs there are.
 
 use std::{
     env,
@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+
+use crate::bpf::Floor;
 
 /// Stands in arguments for a new file.
 pub const FILE: &str = "{file}";
@@ -109,7 +111,7 @@ const NONE: Goals = Goals {
     complete: false,
 };
 
-/// All of them, the empty program first. `observers` are the ways of observing TIME_WAIT that this kernel allows, best first.
+/// All of them, the smallest programs first. `observers` are the ways of observing TIME_WAIT that this kernel allows, best first.
 pub fn all(tcpstate: &Path, observers: &[String]) -> Result<Vec<Subject>> {
     let ours = |name: &str, arguments: &str, seen, goals| Subject {
         name: name.to_owned(),
@@ -125,15 +127,16 @@ pub fn all(tcpstate: &Path, observers: &[String]) -> Result<Vec<Subject>> {
     };
     let bench = env::current_exe().context("this program is not to be found")?;
     let off = "--timewait off";
-    let mut subjects = vec![
-        Subject {
-            name: "empty".to_owned(),
-            program: Ok(bench),
-            arguments: vec!["--attach-nothing".to_owned()],
-            to_file: false,
-            seen: Seen::Nothing,
-            goals: NONE,
-        },
+    let floors = Floor::ALL.map(|(_, name, _)| Subject {
+        name: name.to_owned(),
+        program: Ok(bench.clone()),
+        arguments: vec![format!("--attach={name}")],
+        to_file: false,
+        seen: Seen::Nothing,
+        goals: NONE,
+    });
+    let mut subjects = Vec::from(floors);
+    subjects.extend([
         ours("trace", &format!("trace {off}"), Seen::Transitions, EVERY),
         ours(
             "trace-json",
@@ -153,7 +156,7 @@ pub fn all(tcpstate: &Path, observers: &[String]) -> Result<Vec<Subject>> {
             Seen::Transitions,
             LOSSLESS,
         )),
-    ];
+    ]);
     for (rank, observer) in observers.iter().enumerate() {
         subjects.push(ours(
             &format!("trace-json-{observer}"),
