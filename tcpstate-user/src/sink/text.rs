@@ -432,13 +432,13 @@ impl fmt::Display for Summary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             out,
-            "# {} shown; {} of {} seen in {:.1} s by {}",
+            "# {} shown; {} of {} seen in {:.1} s",
             self.shown,
             plural(self.events, "event"),
             plural(self.connections, "connection"),
             self.seconds,
-            self.hooks.join(", "),
         )?;
+        writeln!(out, "# seen by {}", self.hooks.join(", "))?;
         if self.found > 0 {
             writeln!(out, "# {} there already", plural(self.found, "socket"))?;
         }
