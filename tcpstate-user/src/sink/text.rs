@@ -438,7 +438,7 @@ impl fmt::Display for Summary {
             plural(self.connections, "connection"),
             self.seconds,
         )?;
-        writeln!(out, "# seen by {}", self.hooks.join(", "))?;
+        writeln!(out, "# hooks: {}", self.hooks.join(", "))?;
         if self.found > 0 {
             writeln!(out, "# {} there already", plural(self.found, "socket"))?;
         }
