@@ -49,6 +49,13 @@ pub fn word(name: &str) -> Cow<'_, str> {
 /// Spells out what is hostile; `exactly` so that what is read back is what was there.
 fn escape(name: &str, hostile: impl Fn(char) -> bool, exactly: bool) -> Cow<'_, str> {
     const ESCAPE: &str = "\\u{";
+    // As nearly all are.
+    if name
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'\\')
+    {
+        return Cow::Borrowed(name);
+    }
     let plain = !(name.contains(&hostile) || exactly && name.contains(ESCAPE));
     if plain {
         return Cow::Borrowed(name);
