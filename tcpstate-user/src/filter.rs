@@ -370,47 +370,47 @@ impl Gate {
 
     /// What comes through with this event: nothing, itself, or what was held back before it and itself.
     pub fn admit(&mut self, filter: &Filter, event: &TransitionEvent) -> Admitted {
-        let before = self.waiting.swap_remove(&event.socket);
-        let (mut held, mut accepted) =
-            before.map_or((None, None), |one| (Some(one.event), one.accepted));
-        if event.is_birth() && held.take().is_some() {
-            // The life before it at this address was not heard of again.
-            self.lost += 1;
-        }
         let mut decision = filter.connection(event);
         if event.is_child() {
             // It has neither a cookie nor, on most kernels, a peer yet; its next event comes at once.
             decision = decision.and(Decision::Wait);
         }
-        let wanted = match decision {
-            Decision::Wait => {
-                if self.waiting.len() >= Self::LIMIT && self.waiting.swap_remove_index(0).is_some()
-                {
-                    self.lost += 1;
-                }
-                let waiting = Waiting {
-                    event: event.clone(),
-                    accepted: None,
-                };
-                self.waiting.insert(event.socket, waiting);
-                None
-            }
-            Decision::Hide => event.is_listener().then_some(false),
-            Decision::Show => Some(true),
+        let mut admitted = Admitted {
+            held: None,
+            accepted: None,
+            wanted: match decision {
+                Decision::Wait => None,
+                Decision::Hide => event.is_listener().then_some(false),
+                Decision::Show => Some(true),
+            },
         };
-        if wanted != Some(true) || held.is_none() {
-            (held, accepted) = (None, None);
+        if !self.waiting.is_empty()
+            && let Some(before) = self.waiting.swap_remove(&event.socket)
+        {
+            if event.is_birth() {
+                // The life before it at this address was not heard of again.
+                self.lost += 1;
+            } else if decision == Decision::Show {
+                admitted.held = Some(TransitionEvent {
+                    cookie: event.cookie,
+                    local: event.local,
+                    remote: event.remote,
+                    ..before.event
+                });
+                admitted.accepted = before.accepted;
+            }
         }
-        if let Some(held) = &mut held {
-            held.cookie = event.cookie;
-            held.local = event.local;
-            held.remote = event.remote;
+        if decision == Decision::Wait {
+            if self.waiting.len() >= Self::LIMIT && self.waiting.swap_remove_index(0).is_some() {
+                self.lost += 1;
+            }
+            let waiting = Waiting {
+                event: *event,
+                accepted: None,
+            };
+            self.waiting.insert(event.socket, waiting);
         }
-        Admitted {
-            held,
-            accepted,
-            wanted,
-        }
+        admitted
     }
 
     /// A connection was accepted. If its first event is held back, that comes through with it.

@@ -6,7 +6,7 @@ mod timewait;
 
 use std::{
     borrow::Cow,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use bytes::Buf;
@@ -71,12 +71,20 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// From a record's 16 bytes.
+    /// From a record's 16 bytes. The same as `to_canonical`, which the compiler makes a hundred instructions of.
     fn new(addr: [u8; 16], port: u16) -> Self {
-        Self {
-            addr: Ipv6Addr::from(addr).to_canonical(),
-            port,
-        }
+        const MAPPED: u128 = 0xffff;
+        let bits = u128::from_be_bytes(addr);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the lower half of an IPv4-mapped address is the IPv4 address"
+        )]
+        let addr = if bits >> 32 == MAPPED {
+            Ipv4Addr::from_bits(bits as u32).into()
+        } else {
+            Ipv6Addr::from_bits(bits).into()
+        };
+        Self { addr, port }
     }
 }
 
@@ -173,11 +181,15 @@ pub struct Comm([u8; 16]);
 impl Comm {
     /// A name from the kernel's bytes; it ends at the first zero. What old kernels leave behind that is no part of it.
     #[must_use]
-    pub fn new(mut bytes: [u8; 16]) -> Self {
-        if let Some(end) = bytes.iter().position(|byte| *byte == 0) {
-            bytes[end..].fill(0);
-        }
-        Self(bytes)
+    pub fn new(bytes: [u8; 16]) -> Self {
+        const LOW: u128 = u128::from_ne_bytes([0x01; 16]);
+        const HIGH: u128 = u128::from_ne_bytes([0x80; 16]);
+        // All bytes at once: the lowest bit that is left belongs to the first byte that is zero.
+        let name = u128::from_le_bytes(bytes);
+        let zeros = name.wrapping_sub(LOW) & !name & HIGH;
+        let end = zeros.trailing_zeros() & !7;
+        let kept = 1_u128.checked_shl(end).map_or(u128::MAX, |end| end - 1);
+        Self((name & kept).to_le_bytes())
     }
 
     /// The name as the kernel would keep it: its first 15 bytes, up to one that is zero.
@@ -262,7 +274,7 @@ impl Totals {
 }
 
 /// A state transition as the kernel saw it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransitionEvent {
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub time: u64,
@@ -320,7 +332,9 @@ impl Event {
         match RecordKind::from_number(kind).ok_or(DecodeError::UnknownKind(kind))? {
             RecordKind::Transition => {
                 let record: TransitionRecord = read(bytes)?;
-                TransitionEvent::from_record(&record).map(Self::Transition)
+                check_family(record.family)?;
+                let (old, new) = (state(record.old)?, state(record.new)?);
+                Ok(Self::Transition(TransitionEvent::new(&record, old, new)))
             }
             RecordKind::TimeWaitArmed => timewait(TimeWaitStep::Armed),
             RecordKind::TimeWaitCancelled => timewait(TimeWaitStep::Cancelled),
@@ -367,11 +381,12 @@ fn read<T: FromBytes>(mut bytes: &[u8]) -> Result<T, DecodeError> {
 }
 
 impl TransitionEvent {
-    #[inline]
-    fn from_record(record: &TransitionRecord) -> Result<Self, DecodeError> {
-        check_family(record.family)?;
-        let old = state(record.old)?;
-        let new = state(record.new)?;
+    #[expect(
+        clippy::inline_always,
+        reason = "made where it is needed: to copy it there takes longer than to make it"
+    )]
+    #[inline(always)]
+    fn new(record: &TransitionRecord, old: TcpState, new: TcpState) -> Self {
         let protocol = Protocol::from_number(record.protocol);
         // What a socket was connected to before it listens stays in it.
         let listener =
@@ -381,7 +396,11 @@ impl TransitionEvent {
         } else {
             (record.raddr, record.rport)
         };
-        let mut event = Self {
+        let error = (record.error > 0).then_some(record.error);
+        // Who holds a socket without a file is not known: its last user, or anybody who looks at it.
+        let orphan = record.flags & (flags::NO_FILE | flags::FILE_RELEASED) == flags::NO_FILE;
+        let hidden = orphan && (!is_of_a_call(old, new, error) || is_destroyed(new, error));
+        Self {
             time: record.time,
             // A child of MPTCP keeps its listener's cookie (`mptcp_sk_clone`).
             cookie: known(record.cookie).filter(|_| protocol == Protocol::Tcp),
@@ -397,7 +416,7 @@ impl TransitionEvent {
             remote: Endpoint::new(raddr, rport),
             old,
             new,
-            error: (record.error > 0).then_some(record.error),
+            error,
             error_known: record.error >= 0,
             refused: (record.flags & flags::TIME_WAIT != 0).then_some(
                 if record.flags & flags::FIN_RECEIVED == 0 {
@@ -415,19 +434,13 @@ impl TransitionEvent {
                 )
             }),
             second_look: record.flags & flags::SECOND_LOOK != 0,
-            context: (record.flags & flags::OWNED != 0).then(|| Context {
+            context: (record.flags & flags::OWNED != 0 && !hidden).then(|| Context {
                 pid: record.pid,
                 tid: record.tid,
                 comm: Comm::new(record.comm),
                 via: via(record.flags, old, new),
             }),
-        };
-        // Who holds a socket without a file is not known: its last user, or anybody who looks at it.
-        let orphan = record.flags & (flags::NO_FILE | flags::FILE_RELEASED) == flags::NO_FILE;
-        if orphan && (!event.is_of_a_call() || event.is_destroyed()) {
-            event.context = None;
         }
-        Ok(event)
     }
 
     /// Whether this is a listening socket's own transition, not that of a child cloned from it.
@@ -451,7 +464,7 @@ impl TransitionEvent {
     /// Whether an administrator destroyed the socket (`ss -K`): the task is not its owner then (`tcp_abort`).
     #[must_use]
     pub fn is_destroyed(&self) -> bool {
-        self.new == TcpState::Close && self.error == Some(libc::ECONNABORTED)
+        is_destroyed(self.new, self.error)
     }
 
     /// Whether a system call brings this about. What a packet or a timer does while a task holds the socket is done when the
@@ -459,16 +472,7 @@ impl TransitionEvent {
     /// list of sockets (`bpf_iter_tcp`).
     #[must_use]
     pub fn is_of_a_call(&self) -> bool {
-        use TcpState::{Close, Closing, FinWait1, FinWait2, LastAck, Listen, SynSent, TimeWait};
-        match (self.old, self.new) {
-            (_, SynSent | Listen | LastAck) => true,
-            (old, FinWait1) => old != FinWait1,
-            // The call was the one that closed it; what follows are segments and timers.
-            (FinWait1 | FinWait2 | Closing | LastAck | TimeWait, _) => false,
-            // What was not the will of a task has an error.
-            (_, Close) => self.error.is_none() || self.is_destroyed(),
-            _ => false,
-        }
+        is_of_a_call(self.old, self.new, self.error)
     }
 
     /// Whether a socket begins a new life with this transition. A child is born in the state of its listener (that of
@@ -480,6 +484,25 @@ impl TransitionEvent {
             TcpState::Close => matches!(self.new, TcpState::SynSent | TcpState::Listen),
             _ => false,
         }
+    }
+}
+
+/// See [`TransitionEvent::is_destroyed`].
+fn is_destroyed(new: TcpState, error: Option<i32>) -> bool {
+    new == TcpState::Close && error == Some(libc::ECONNABORTED)
+}
+
+/// See [`TransitionEvent::is_of_a_call`].
+fn is_of_a_call(old: TcpState, new: TcpState, error: Option<i32>) -> bool {
+    use TcpState::{Close, Closing, FinWait1, FinWait2, LastAck, Listen, SynSent, TimeWait};
+    match (old, new) {
+        (_, SynSent | Listen | LastAck) => true,
+        (old, FinWait1) => old != FinWait1,
+        // The call was the one that closed it; what follows are segments and timers.
+        (FinWait1 | FinWait2 | Closing | LastAck | TimeWait, _) => false,
+        // What was not the will of a task has an error.
+        (_, Close) => error.is_none() || is_destroyed(new, error),
+        _ => false,
     }
 }
 
