@@ -16,5 +16,6 @@ pub mod lifecycle;
 pub mod loss;
 pub mod message;
 pub mod recording;
+pub mod register;
 pub mod settings;
 pub mod sink;

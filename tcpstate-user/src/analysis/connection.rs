@@ -10,6 +10,7 @@ use super::Stays;
 use crate::{
     event::{Endpoint, Process, Protocol, Totals, TransitionEvent, Via},
     lifecycle::{Bound, Found, KnownBy, Phase, Reason, Transition},
+    register::Register,
 };
 
 /// Who opened a connection.
@@ -203,7 +204,7 @@ pub struct Connection {
 /// Connections that have not ended.
 #[derive(Debug)]
 pub struct Connections {
-    open: IndexMap<u64, Connection, FxBuildHasher>,
+    open: Register<Connection>,
     /// TIME_WAITs whose socket was connected again meanwhile: after shutdown() the application still has it, and the next
     /// connection has the same cookie, but other ends.
     left: IndexMap<(u64, Endpoint, Endpoint), Connection, FxBuildHasher>,
@@ -217,7 +218,7 @@ impl Connections {
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
-            open: IndexMap::default(),
+            open: Register::default(),
             left: IndexMap::default(),
             limit: limit.max(1),
             forgotten: 0,
@@ -246,7 +247,7 @@ impl Connections {
         }
         let id = transition.connection;
         if event.is_birth()
-            && let Some(before) = self.open.swap_remove(&id)
+            && let Some(before) = self.open.remove(id)
             && before.time_wait.is_some()
         {
             // The socket is used again, but the minisocket goes on. Any other life before has ended unseen.
@@ -267,17 +268,19 @@ impl Connections {
             ended.end = Some(event.time);
             return Some(ended);
         }
-        self.make_room(id);
-        let connection = self
-            .open
-            .entry(id)
-            .or_insert_with(|| Connection::new(transition));
+        let connection = if let Some(connection) = self.open.get_mut(id) {
+            connection
+        } else {
+            self.make_room(id);
+            self.open.insert(id, Connection::new(transition));
+            self.open.get_mut(id)?
+        };
         connection.take(transition);
         if self.stays {
             connection.stays.take(transition);
         }
         if event.new == TcpState::Close {
-            let mut ended = self.open.swap_remove(&id)?;
+            let mut ended = self.open.remove(id)?;
             ended.end = Some(event.time);
             return Some(ended);
         }
@@ -304,14 +307,14 @@ impl Connections {
 
     /// A connection was accepted: it belongs to this process now.
     pub fn accepted(&mut self, connection: u64, process: Process) {
-        if let Some(connection) = self.open.get_mut(&connection) {
+        if let Some(connection) = self.open.get_mut(connection) {
             connection.owner = Some(process);
         }
     }
 
     fn make_room(&mut self, id: u64) {
-        if self.open.len() >= self.limit && !self.open.contains_key(&id) {
-            self.open.swap_remove_index(0);
+        if self.open.len() >= self.limit && !self.open.contains(id) {
+            self.open.remove_any();
             self.forgotten += 1;
         }
     }

@@ -1,15 +1,16 @@
 //! What a view remembers of each connection, for a limited number of them.
 
-use indexmap::IndexMap;
-use rustc_hash::FxBuildHasher;
 use tcpstate_common::state::TcpState;
 
-use crate::lifecycle::{Found, Transition};
+use crate::{
+    lifecycle::{Found, Transition},
+    register::Register,
+};
 
 /// Something about each connection, by its key. When there are too many, others are forgotten, and counted.
 #[derive(Debug)]
 pub struct Memory<T> {
-    connections: IndexMap<u64, T, FxBuildHasher>,
+    connections: Register<T>,
     limit: usize,
     forgotten: u64,
 }
@@ -19,7 +20,7 @@ impl<T> Memory<T> {
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
-            connections: IndexMap::default(),
+            connections: Register::default(),
             limit: limit.max(1),
             forgotten: 0,
         }
@@ -38,8 +39,8 @@ impl<T> Memory<T> {
         let begins = transition.event.old != TcpState::TimeWait || transition.damaged;
         if transition.minisocket
             && begins
-            && !self.connections.contains_key(&key)
-            && let Some(known) = self.connections.swap_remove(&transition.connection)
+            && !self.connections.contains(key)
+            && let Some(known) = self.connections.remove(transition.connection)
         {
             self.connections.insert(key, known);
         }
@@ -48,22 +49,19 @@ impl<T> Memory<T> {
 
     /// What is remembered of a connection.
     pub fn get(&mut self, connection: u64) -> Option<&mut T> {
-        self.connections.get_mut(&connection)
+        self.connections.get_mut(connection)
     }
 
     /// All that is remembered.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
-        self.connections.iter().map(|(id, value)| (*id, value))
+        self.connections.iter()
     }
 
     /// Remembers a connection, and gives back what was remembered of one that had to go: its own before, or another's.
     pub fn insert(&mut self, connection: u64, value: T) -> Option<T> {
         let mut gone = None;
-        if self.connections.len() >= self.limit && !self.connections.contains_key(&connection) {
-            gone = self
-                .connections
-                .swap_remove_index(0)
-                .map(|(_, value)| value);
+        if self.connections.len() >= self.limit && !self.connections.contains(connection) {
+            gone = self.connections.remove_any();
             self.forgotten += 1;
         }
         self.connections.insert(connection, value).or(gone)
@@ -71,7 +69,7 @@ impl<T> Memory<T> {
 
     /// The same, but what was remembered of the connection itself is not given back.
     pub fn replace(&mut self, connection: u64, value: T) -> Option<T> {
-        if let Some(known) = self.connections.get_mut(&connection) {
+        if let Some(known) = self.connections.get_mut(connection) {
             *known = value;
             return None;
         }
@@ -80,7 +78,7 @@ impl<T> Memory<T> {
 
     /// Forgets a connection that has ended.
     pub fn remove(&mut self, connection: u64) -> Option<T> {
-        self.connections.swap_remove(&connection)
+        self.connections.remove(connection)
     }
 }
 

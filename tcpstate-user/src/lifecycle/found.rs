@@ -94,7 +94,7 @@ impl Lifecycle {
             return None;
         }
         let id = self.identities.of_found(event);
-        if self.connections.contains_key(&id) {
+        if self.connections.contains(id) {
             return None;
         }
         // If nothing was lost, any change since the hooks were in place would have been seen.

@@ -14,12 +14,14 @@ mod timewait;
 
 use std::{sync::Arc, time::Duration};
 
-use indexmap::IndexMap;
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use rustc_hash::FxHashMap;
 use tcpstate_common::state::TcpState;
 
-use crate::event::{
-    CallEvent, CallStep, Event, Process, TimeWaitEvent, TimeWaitStep, TransitionEvent, Via,
+use crate::{
+    event::{
+        CallEvent, CallStep, Event, Process, TimeWaitEvent, TimeWaitStep, TransitionEvent, Via,
+    },
+    register::Register,
 };
 use found::Ended;
 use identity::Identities;
@@ -97,7 +99,7 @@ struct Connection {
 /// All connections that are open, as far as we know.
 #[derive(Debug)]
 pub struct Lifecycle {
-    connections: IndexMap<u64, Connection, FxBuildHasher>,
+    connections: Register<Connection>,
     identities: Identities,
     cgroups: FxHashMap<u64, Arc<str>>,
     minisockets: MiniSockets,
@@ -117,7 +119,7 @@ impl Lifecycle {
     #[must_use]
     pub fn new(limit: usize, start: u64) -> Self {
         Self {
-            connections: IndexMap::default(),
+            connections: Register::default(),
             identities: Identities::default(),
             cgroups: FxHashMap::default(),
             minisockets: MiniSockets::new(limit.max(1), Callers::default(), DEFAULT_TICK),
@@ -252,9 +254,9 @@ impl Lifecycle {
             out(named(&self.cgroups, transition));
         });
         for id in damaged {
-            let full = self.connections.get(&id);
+            let full = self.connections.get(id);
             if full.is_some_and(|full| goes_on(full.state)) {
-                self.connections.swap_remove(&id);
+                self.connections.remove(id);
             }
         }
     }
@@ -269,7 +271,7 @@ impl Lifecycle {
         let id = event
             .cookie
             .or_else(|| self.identities.current(event.socket));
-        id.and_then(|id| self.connections.get(&id))
+        id.and_then(|id| self.connections.get(id))
             .map_or(event.new == TcpState::Close, |connection| {
                 connection.state == event.new
             })
@@ -277,16 +279,33 @@ impl Lifecycle {
 
     /// Understands one transition of a full socket. One that gives way to its minisocket goes on in that one's state.
     pub fn transition(&mut self, event: &TransitionEvent) -> Transition {
-        let id = self.identities.of(event);
+        let mut transition = Transition {
+            event: *event,
+            connection: self.identities.of(event),
+            phase: Phase::UNKNOWN,
+            process: None,
+            cgroup: self.cgroup(event.cgroup),
+            damaged: false,
+            minisocket: false,
+            reason: None,
+            known_by: None,
+        };
+        self.understand(&mut transition);
+        transition
+    }
+
+    fn understand(&mut self, transition: &mut Transition) {
+        let id = transition.connection;
+        let event = &mut transition.event;
         if event.is_birth() {
             self.minisockets.forget(event);
         }
-        let mut event = event.clone();
-        let known = self.connections.get(&id).copied();
+        let heir = event.is_child().then(|| self.listener_owner(event));
+        let known = self.connections.get_mut(id);
         let (mut born, mut refused) = (None, None);
         if event.new == TcpState::Close {
-            refused = self.minisockets.refused_to(&event);
-            born = self.minisockets.born_of(&event);
+            refused = self.minisockets.refused_to(event);
+            born = self.minisockets.born_of(event);
         }
         // That there was no minisocket is worth nothing if its birth may have been lost.
         let heard = known.as_ref().map_or(self.start, |known| known.heard);
@@ -295,15 +314,19 @@ impl Lifecycle {
         let refused = refused
             .filter(|(_, known_by)| born.is_none() && (whole || *known_by == KnownBy::Kernel));
         event.refused = refused.map(|(state, _)| state);
+        transition.reason = refused.map(|_| Reason::Overflow);
+        transition.known_by = refused.map(|(_, known_by)| known_by);
         if let Some(born) = born {
             // The minisocket was born a moment before the full socket closed.
             event.time = born.time;
         }
         let (phase, damaged) = match &known {
-            Some(connection) => connection.phase(&event, self.lost),
-            None => self.first_phase(&event),
+            Some(connection) => connection.phase(event, self.lost),
+            None => first_phase(event, self.start, self.lost),
         };
-        let owner = self.owner(&event, known.as_ref());
+        (transition.phase, transition.damaged) = (phase, damaged);
+        let owner = heir.unwrap_or_else(|| owner(event, known.as_deref()));
+        transition.process = shown(event, owner);
 
         self.counts.transitions += 1;
         self.counts.damaged += u64::from(damaged);
@@ -311,73 +334,25 @@ impl Lifecycle {
             self.counts.connections += 1;
         }
         if event.new == TcpState::Close {
-            self.connections.swap_remove(&id);
-            self.identities.forget(&event);
+            self.connections.remove(id);
+            self.identities.forget(event);
             if born.is_none() {
-                self.ended.add(&event, self.limit);
+                self.ended.add(event, self.limit);
             }
         } else {
-            self.insert(id, Connection::after(&event, known.as_ref(), phase, owner));
+            let after = Connection::after(event, known.as_deref(), phase, owner);
+            match known {
+                Some(known) => *known = after,
+                None => self.insert(id, after),
+            }
         }
-        let process = shown(&event, owner);
         if let Some(born) = born {
             let fin_wait2 = (born.state == event.old)
                 .then(|| phase.began(event.time))
                 .flatten();
-            self.minisockets.inherit(born, id, &event, owner, fin_wait2);
+            self.minisockets.inherit(born, id, event, owner, fin_wait2);
             event.new = born.state;
-        }
-        Transition {
-            connection: id,
-            phase,
-            process,
-            cgroup: event.cgroup.and_then(|id| self.cgroups.get(&id).cloned()),
-            damaged,
-            minisocket: born.is_some(),
-            reason: refused.map(|_| Reason::Overflow),
-            known_by: refused.map(|(_, known_by)| known_by),
-            event,
-        }
-    }
-
-    /// The time in the old state of a connection that we meet for the first time, and whether something is missing.
-    fn first_phase(&self, event: &TransitionEvent) -> (Phase, bool) {
-        if event.is_birth() || event.old == TcpState::Close {
-            // How long a socket existed before it was used is not told; a child's LISTEN is its listener's.
-            (Phase::UNKNOWN, false)
-        } else if self.lost.is_some() {
-            (Phase::UNKNOWN, true)
-        } else {
-            (
-                Phase::between(self.start, event.time, Bound::AtLeast),
-                false,
-            )
-        }
-    }
-
-    /// The owner after this event: a task that used the socket itself, or the owner of its listener.
-    fn owner(&self, event: &TransitionEvent, known: Option<&Connection>) -> Option<Process> {
-        if event.is_child() {
-            return self.listener_owner(event);
-        }
-        let before = known.and_then(|connection| connection.owner);
-        let Some(context) = &event.context else {
-            return before;
-        };
-        let in_use = event.is_of_a_call() && !event.is_destroyed() && !before.is_some_and(has_used);
-        let owns = match context.via {
-            Via::Connect | Via::Listen => true,
-            Via::Syscall => in_use,
-            Via::Close | Via::Shutdown | Via::Accept | Via::Listener | Via::Scan => false,
-        };
-        if owns {
-            Some(Process {
-                pid: context.pid,
-                comm: context.comm,
-                via: context.via,
-            })
-        } else {
-            before
+            transition.minisocket = true;
         }
     }
 
@@ -390,7 +365,7 @@ impl Lifecycle {
         let id = event
             .cookie
             .or_else(|| self.identities.current(event.socket))?;
-        let connection = self.connections.get_mut(&id)?;
+        let connection = self.connections.get_mut(id)?;
         if connection.owner.is_some_and(has_used) {
             return None;
         }
@@ -405,7 +380,7 @@ impl Lifecycle {
                 .listener_socket
                 .and_then(|socket| self.identities.current(socket)),
         }?;
-        let listener = self.connections.get(&id)?;
+        let listener = self.connections.get(id)?;
         let owner = listener
             .owner
             .filter(|_| listener.state == TcpState::Listen)?;
@@ -416,32 +391,32 @@ impl Lifecycle {
     }
 
     fn insert(&mut self, id: u64, connection: Connection) {
-        if self.connections.len() >= self.limit && !self.connections.contains_key(&id) {
+        if self.connections.len() >= self.limit && !self.connections.contains(id) {
             self.evict();
         }
-        grow_slowly(&mut self.connections);
         self.connections.insert(id, connection);
     }
 
     /// Forgets the connection that has been silent longest among a few picked at random.
     fn evict(&mut self) {
         const SAMPLE: usize = 8;
-        let mut victim: Option<(usize, u64)> = None;
+        let mut victim: Option<(u64, u64)> = None;
         for _ in 0..SAMPLE {
             // xorshift64: good enough to pick a victim, and the same in every replay.
             self.random ^= self.random << 13;
             self.random ^= self.random >> 7;
             self.random ^= self.random << 17;
-            let range = self.connections.len() as u64;
-            let index = usize::try_from(self.random % range).unwrap_or_default();
-            if let Some((_, connection)) = self.connections.get_index(index)
+            // The table is full, so there is something in nearly every place.
+            let range = self.connections.places() as u64;
+            let place = usize::try_from(self.random % range).unwrap_or_default();
+            if let Some((id, connection)) = self.connections.at(place)
                 && victim.is_none_or(|(_, heard)| connection.heard < heard)
             {
-                victim = Some((index, connection.heard));
+                victim = Some((id, connection.heard));
             }
         }
-        if let Some((index, heard)) = victim {
-            self.connections.swap_remove_index(index);
+        if let Some((id, heard)) = victim {
+            self.connections.remove(id);
             self.counts.evicted += 1;
             self.events_lost(heard);
         }
@@ -496,31 +471,55 @@ impl Connection {
     }
 }
 
+/// The time in the old state of a connection that we meet for the first time, and whether something is missing. `start` is when the
+/// hooks were in place.
+fn first_phase(event: &TransitionEvent, start: u64, lost: Option<u64>) -> (Phase, bool) {
+    if event.is_birth() || event.old == TcpState::Close {
+        // How long a socket existed before it was used is not told; a child's LISTEN is its listener's.
+        (Phase::UNKNOWN, false)
+    } else if lost.is_some() {
+        (Phase::UNKNOWN, true)
+    } else {
+        (Phase::between(start, event.time, Bound::AtLeast), false)
+    }
+}
+
+/// The owner after this event: a task that used the socket itself, or the one before. That of a child is its listener's.
+fn owner(event: &TransitionEvent, known: Option<&Connection>) -> Option<Process> {
+    let before = known.and_then(|connection| connection.owner);
+    let Some(context) = &event.context else {
+        return before;
+    };
+    let in_use = event.is_of_a_call() && !event.is_destroyed() && !before.is_some_and(has_used);
+    let owns = match context.via {
+        Via::Connect | Via::Listen => true,
+        Via::Syscall => in_use,
+        Via::Close | Via::Shutdown | Via::Accept | Via::Listener | Via::Scan => false,
+    };
+    if owns {
+        Some(Process {
+            pid: context.pid,
+            comm: context.comm,
+            via: context.via,
+        })
+    } else {
+        before
+    }
+}
+
 /// Whether it is an owner by what it did with the socket, not by what it may do.
 const fn has_used(process: Process) -> bool {
     !matches!(process.via, Via::Listener | Via::Scan)
-}
-
-/// Makes room for one more. Left to itself a full table doubles, and half of it may then be empty for hours.
-fn grow_slowly<T>(table: &mut IndexMap<u64, T, FxBuildHasher>) {
-    if table.len() == table.capacity() {
-        table.reserve_exact((table.len() / 8).max(64));
-    }
 }
 
 /// 250 ticks a second.
 const DEFAULT_TICK: u64 = 4_000_000;
 
 /// With the name of its cgroup.
-fn named(cgroups: &FxHashMap<u64, Arc<str>>, transition: Transition) -> Transition {
-    let cgroup = transition
-        .event
-        .cgroup
-        .and_then(|id| cgroups.get(&id).cloned());
-    Transition {
-        cgroup,
-        ..transition
-    }
+fn named(cgroups: &FxHashMap<u64, Arc<str>>, mut transition: Transition) -> Transition {
+    let cgroup = transition.event.cgroup;
+    transition.cgroup = cgroup.and_then(|id| cgroups.get(&id).cloned());
+    transition
 }
 
 /// The process to show with an event: the task in whose context it happened, else the owner.

@@ -8,9 +8,7 @@ use indexmap::{IndexMap, map::Entry};
 use rustc_hash::FxBuildHasher;
 use tcpstate_common::state::TcpState;
 
-use super::{
-    Lifecycle, Reason, Transition, grow_slowly, named, reason::KnownBy, timewait::goes_on,
-};
+use super::{Lifecycle, Reason, Transition, named, reason::KnownBy, timewait::goes_on};
 use crate::event::{Endpoint, TimeWaitEvent, TimeWaitStep};
 
 /// What is known only from lists.
@@ -133,7 +131,7 @@ impl Lifecycle {
             return known;
         };
         // In the list a moment before its full socket closes: the next list will do.
-        let full = |cookie| self.connections.contains_key(&cookie);
+        let full = |cookie| self.connections.contains(cookie);
         if !known && event.cookie.is_some_and(full) {
             return true;
         }
@@ -222,5 +220,12 @@ impl Lifecycle {
                 out(transition);
             }
         }
+    }
+}
+
+/// Makes room for one more. Left to itself a full table doubles, and half of it may then be empty for hours.
+fn grow_slowly<T>(table: &mut IndexMap<u64, T, FxBuildHasher>) {
+    if table.len() == table.capacity() {
+        table.reserve_exact((table.len() / 8).max(64));
     }
 }

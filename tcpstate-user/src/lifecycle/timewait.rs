@@ -2,19 +2,20 @@
 
 use std::{collections::VecDeque, num::NonZeroU64};
 
-use indexmap::IndexMap;
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use rustc_hash::FxHashMap;
 use tcpstate_common::state::TcpState;
 
 use super::{
     Bound, Connection, Phase, Transition,
     caller::{Caller, Callers},
-    grow_slowly,
     identity::OWN_IDS,
     life::{Life, low_bits},
     reason::{KnownBy, Reason, Why},
 };
-use crate::event::{Process, TimeWaitEvent, TimeWaitStep, TransitionEvent};
+use crate::{
+    event::{Process, TimeWaitEvent, TimeWaitStep, TransitionEvent},
+    register::Register,
+};
 
 /// `TCP_TIMEWAIT_LEN` in `include/net/tcp.h`.
 const TIME_WAIT_NANOSECONDS: u64 = 60_000_000_000;
@@ -61,15 +62,13 @@ pub(super) struct Unseen<'a> {
     /// Since when it may have lived.
     pub(super) since: Option<u64>,
     /// The full sockets that are open.
-    pub(super) connections: &'a IndexMap<u64, Connection, FxBuildHasher>,
+    pub(super) connections: &'a Register<Connection>,
 }
 
 impl Unseen<'_> {
     /// Since when at least it lives, if it was there before: not if its full socket is known, whose end is missing then.
     fn since(self, event: &TimeWaitEvent) -> Option<u64> {
-        let full = event
-            .cookie
-            .and_then(|cookie| self.connections.get(&cookie));
+        let full = event.cookie.and_then(|cookie| self.connections.get(cookie));
         self.since
             .filter(|_| !full.is_some_and(|full| goes_on(full.state)))
     }
@@ -78,7 +77,7 @@ impl Unseen<'_> {
 /// All minisockets that live, as far as we know.
 #[derive(Debug)]
 pub(super) struct MiniSockets {
-    lives: IndexMap<u64, Life, FxBuildHasher>,
+    lives: Register<Life>,
     /// Addresses of minisockets just born.
     born: FxHashMap<Closing, u64>,
     /// Connections that were refused a minisocket, and the state it would have had.
@@ -101,7 +100,7 @@ impl MiniSockets {
     /// `tick` is the length of a tick in nanoseconds.
     pub(super) fn new(limit: usize, callers: Callers, tick: u64) -> Self {
         Self {
-            lives: IndexMap::default(),
+            lives: Register::default(),
             born: FxHashMap::default(),
             refused: FxHashMap::default(),
             ended: VecDeque::with_capacity(ENDED),
@@ -128,7 +127,7 @@ impl MiniSockets {
         let address = self.born.remove(&Closing::of(event))?;
         let life = self
             .lives
-            .get(&address)
+            .get(address)
             .filter(|life| life.is(event.cookie))?;
         Some(Born {
             address,
@@ -162,7 +161,7 @@ impl MiniSockets {
         owner: Option<Process>,
         fin_wait2: Option<(u64, Bound)>,
     ) {
-        if let Some(life) = self.lives.get_mut(&born.address) {
+        if let Some(life) = self.lives.get_mut(born.address) {
             life.connection = connection;
             life.uid = event.uid.unwrap_or(u32::MAX);
             life.cgroup = event.cgroup.and_then(NonZeroU64::new);
@@ -258,7 +257,7 @@ impl MiniSockets {
         event: &TimeWaitEvent,
         out: &mut impl FnMut(Transition),
     ) -> bool {
-        let known = self.lives.get(&event.minisocket);
+        let known = self.lives.get(event.minisocket);
         let Some(mut life) = known.filter(|life| life.is(event.cookie)).copied() else {
             return false;
         };
@@ -321,7 +320,7 @@ impl MiniSockets {
         if !self.knows(end) {
             return;
         }
-        let Some(life) = self.lives.swap_remove(&end.minisocket) else {
+        let Some(life) = self.lives.remove(end.minisocket) else {
             return;
         };
         let phase = match life.bound {
@@ -351,7 +350,7 @@ impl MiniSockets {
     /// Whether the minisocket of an event is one that we know.
     fn knows(&self, event: &TimeWaitEvent) -> bool {
         self.lives
-            .get(&event.minisocket)
+            .get(event.minisocket)
             .is_some_and(|life| life.is(event.cookie))
     }
 
@@ -372,7 +371,7 @@ impl MiniSockets {
             }
             return;
         }
-        let Some(life) = self.lives.get_mut(&event.minisocket) else {
+        let Some(life) = self.lives.get_mut(event.minisocket) else {
             return;
         };
         let mut before = *life;
@@ -414,11 +413,10 @@ impl MiniSockets {
     }
 
     fn insert(&mut self, minisocket: u64, life: Life) {
-        if self.lives.len() >= self.limit && !self.lives.contains_key(&minisocket) {
-            self.lives.swap_remove_index(0);
+        if self.lives.len() >= self.limit && !self.lives.contains(minisocket) {
+            self.lives.remove_any();
             self.forgotten += 1;
         }
-        grow_slowly(&mut self.lives);
         self.lives.insert(minisocket, life);
     }
 
@@ -462,7 +460,7 @@ impl MiniSockets {
             return;
         }
         // What followed may be lost: then it was started again, and lives.
-        let known = self.lives.swap_remove(&event.minisocket);
+        let known = self.lives.remove(event.minisocket);
         let life = known
             .filter(|life| life.is(event.cookie))
             .unwrap_or_else(|| self.life(event, event.time, Bound::Unknown));
@@ -482,7 +480,7 @@ impl MiniSockets {
     ) {
         let known = self
             .lives
-            .swap_remove(&event.minisocket)
+            .remove(event.minisocket)
             .filter(|life| life.is(event.cookie));
         let told = matches!(
             event.step,
