@@ -25,7 +25,9 @@ pub fn ready(checkout: &Checkout) -> Option<PathBuf> {
     let python = folder(checkout).join("bin/python3");
     let installed = fs::read_to_string(stamp(checkout)).ok()?;
     // A Python that was upgraded or removed leaves a link behind.
-    let runs = command::answer(Command::new(&python).args(["-c", "import duckdb, perfetto"]));
+    let runs = command::answer(
+        Command::new(&python).args(["-c", "import duckdb, perfetto, viztracer, wasmtime"]),
+    );
     (installed == PACKAGES && runs.is_some()).then_some(python)
 }
 

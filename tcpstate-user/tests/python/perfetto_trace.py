@@ -1,119 +1,84 @@
-"""Reads a trace with the classes that Perfetto's own package has for its format, and says what is in it.
+"""Opens a trace with Perfetto's trace processor, and says what it has found in it.
 
-Usage: perfetto_trace.py TRACE. Prints one JSON object: the tracks with their slices, and what is wrong with them.
+Usage: perfetto_trace.py TRACE [SQL]. Prints one JSON object, or the rows that answer the question.
 """
 
 import json
+import re
 import sys
 from collections import defaultdict
 
-from google.protobuf.unknown_fields import UnknownFieldSet
-from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as schema
+from trace_processor import InProcess
 
-MONOTONIC, BOOTTIME, REALTIME = 3, 6, 1
-
-
-def unknown(message):
-    """Whether there is a field in it that the format does not have."""
-    if len(UnknownFieldSet(message)):
-        return True
-    for field, content in message.ListFields():
-        if field.message_type is not None:
-            if any(unknown(part) for part in (content if field.is_repeated else [content])):
-                return True
-    return False
-
-
-def value(annotation, names):
-    if annotation.dict_entries:
-        return {names[entry.name_iid]: value(entry, names) for entry in annotation.dict_entries}
-    if annotation.array_values:
-        return [value(entry, names) for entry in annotation.array_values]
-    return getattr(annotation, annotation.WhichOneof("value"))
+WRONG = """
+select name, value from stats where severity in ('error', 'data_loss') and value > 0
+"""
+# What a track is below.
+TRACKS = """
+select track.id, track.name, above.name as above, process.pid, process.name as process
+from track left join track as above on above.id = track.parent_id
+           left join process_track on process_track.id = track.id left join process using (upid)
+"""
+SLICES = """
+select id, parent_id, track_id, name, depth, ts, dur, to_realtime(ts) as time, to_realtime(ts + dur) as until, arg_set_id
+from slice order by id
+"""
+ARGUMENTS = """
+select arg_set_id, key, value_type, int_value, string_value, real_value from args order by id
+"""
 
 
-def read(path):
-    trace = schema.Trace()
-    with open(path, "rb") as file:
-        trace.ParseFromString(file.read())
-    wrong, clocks, tracks, events = [], {}, {}, defaultdict(list)
-    event_names, annotation_names = {}, {}
-    cleared = default_clock = None
-    for packet in trace.packet:
-        if unknown(packet):
-            wrong.append("a packet has fields that the format does not have")
-        if packet.trusted_packet_sequence_id != 1:
-            wrong.append("a packet of another sequence")
-        if packet.sequence_flags & packet.SEQ_INCREMENTAL_STATE_CLEARED:
-            cleared = True
-            default_clock = packet.trace_packet_defaults.timestamp_clock_id
-        for clock in packet.clock_snapshot.clocks:
-            clocks[clock.clock_id] = clock.timestamp
-        # Names come with, or before, the packet that uses them.
-        for name in packet.interned_data.event_names:
-            event_names[name.iid] = name.name
-        for name in packet.interned_data.debug_annotation_names:
-            annotation_names[name.iid] = name.name
-        if packet.HasField("track_descriptor"):
-            track = packet.track_descriptor
-            if track.uuid in tracks:
-                wrong.append(f"track {track.uuid} is there twice")
-            tracks[track.uuid] = track
-        if packet.HasField("track_event"):
-            if not cleared or not packet.sequence_flags & packet.SEQ_NEEDS_INCREMENTAL_STATE:
-                wrong.append("an event without the state it needs")
-            event = packet.track_event
-            if event.track_uuid not in tracks:
-                wrong.append(f"an event before its track {event.track_uuid}")
-            about = {
-                annotation_names[annotation.name_iid]: value(annotation, annotation_names)
-                for annotation in event.debug_annotations
-            }
-            name = event_names[event.name_iid] if event.name_iid else None
-            events[event.track_uuid].append((packet.timestamp, event.type, name, about))
-    if default_clock != MONOTONIC:
-        wrong.append("times are not those of the monotonic clock")
-    result = [describe(uuid, track, tracks, events[uuid], wrong) for uuid, track in tracks.items()]
-    return {"wrong": wrong, "clocks": {str(id): time for id, time in clocks.items()}, "tracks": result}
+def rows(processor, question):
+    return [vars(row) for row in processor.query(question)]
 
 
-def describe(uuid, track, tracks, events, wrong):
-    """Slices as the trace processor makes them: events in the order of their times, and of the file where those are equal."""
-    kinds = schema.TrackEvent
-    slices, instants, open_slices = [], [], []
-    for time, kind, name, about in sorted(events, key=lambda event: event[0]):
-        if kind == kinds.TYPE_INSTANT:
-            instants.append({"name": name, "time": time, "about": about})
-        elif kind == kinds.TYPE_SLICE_BEGIN:
-            here = {"name": name, "begin": time, "end": None, "depth": len(open_slices), "about": about}
-            slices.append(here)
-            open_slices.append(here)
-        elif kind == kinds.TYPE_SLICE_END and open_slices:
-            open_slices.pop()["end"] = time
+def value(argument):
+    match argument["value_type"]:
+        case "string":
+            return argument["string_value"]
+        case "real":
+            return argument["real_value"]
+        case "bool":
+            return bool(argument["int_value"])
+        case "uint":
+            # SQL knows no unsigned numbers.
+            return argument["int_value"] % (1 << 64)
+        case _:
+            return argument["int_value"]
+
+
+def annotations(processor):
+    """What is known of slices: `debug.a.b` and `debug.c[0]` are objects and lists again."""
+    sets = defaultdict(dict)
+    for argument in rows(processor, ARGUMENTS):
+        path = [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", argument["key"])]
+        here = sets[argument["arg_set_id"]]
+        for part, below in zip(path, path[1:]):
+            empty = [] if isinstance(below, int) else {}
+            if isinstance(here, list) and part == len(here):
+                here.append(empty)
+            here = here[part] if isinstance(here, list) else here.setdefault(part, empty)
+        if isinstance(here, list):
+            here.append(value(argument))
         else:
-            wrong.append(f"track {uuid}: an end without a beginning, or no event at all")
-    if open_slices:
-        wrong.append(f"track {uuid}: a beginning without an end")
-    for depth in (0, 1):
-        row = [here for here in slices if here["depth"] == depth]
-        for before, after in zip(row, row[1:]):
-            if before["end"] is None or before["end"] > after["begin"]:
-                wrong.append(f"track {uuid}: slices overlap")
-    parent = track.parent_uuid
-    if parent and parent not in tracks:
-        wrong.append(f"track {uuid}: it has no parent")
-    process = None
-    if track.HasField("process"):
-        process = {"pid": track.process.pid, "name": track.process.process_name}
-    return {
-        "uuid": uuid,
-        "parent": parent,
-        "name": track.name,
-        "process": process,
-        "slices": slices,
-        "instants": instants,
-    }
+            here[path[-1]] = value(argument)
+    return sets
+
+
+def read(processor):
+    tracks = {track["id"]: track for track in rows(processor, TRACKS)}
+    known = annotations(processor)
+    slices, outermost = {}, []
+    for here in rows(processor, SLICES):
+        about = known[here.pop("arg_set_id")]
+        here |= {"about": about.get("debug", {}), "slices": []}
+        slices[here["id"]] = here
+        above = slices.get(here["parent_id"])
+        (above["slices"] if above else outermost).append(here)
+        here["track"] = tracks[here["track_id"]]
+    return {"wrong": rows(processor, WRONG), "slices": outermost}
 
 
 if __name__ == "__main__":
-    json.dump(read(sys.argv[1]), sys.stdout)
+    with InProcess(sys.argv[1]) as processor:
+        json.dump(rows(processor, sys.argv[2]) if sys.argv[2:] else read(processor), sys.stdout)
