@@ -49,6 +49,7 @@ pub struct Perfetto<W> {
     names: Names,
     /// The number of the last track.
     tracks: u64,
+    /// What the tracks of a process's connections are below.
     processes: FxHashMap<Option<(u32, Comm)>, u64>,
     /// The first name that a process id was seen with.
     comms: FxHashMap<u32, Comm>,
@@ -167,6 +168,7 @@ impl<W: Write> Perfetto<W> {
         time: u64,
         kind: EventType,
         name: Option<&str>,
+        state: Option<TcpState>,
         values: &Map<String, Value>,
     ) -> io::Result<()> {
         self.latest = self.latest.max(time);
@@ -175,6 +177,7 @@ impl<W: Write> Perfetto<W> {
             track_uuid: Some(track),
             name_iid: name.map(|name| self.names.event(name)),
             debug_annotations: self.names.annotations(values),
+            correlation_id_str_iid: state.map(|state| self.names.colour(state.name())),
         };
         let interned_data = self.names.take_new();
         self.write(&TracePacket {
@@ -187,22 +190,26 @@ impl<W: Write> Perfetto<W> {
         })
     }
 
-    fn begin(&mut self, track: u64, time: u64, name: &str, about: &Value) -> io::Result<()> {
-        self.event(
-            track,
-            time,
-            EventType::SliceBegin,
-            Some(name),
-            fields(about),
-        )
+    /// The colour of a slice is that of its name, unless it is a state's: names say more than the state.
+    fn begin(
+        &mut self,
+        track: u64,
+        time: u64,
+        name: &str,
+        state: Option<TcpState>,
+        about: &Value,
+    ) -> io::Result<()> {
+        let kind = EventType::SliceBegin;
+        self.event(track, time, kind, Some(name), state, fields(about))
     }
 
     fn end(&mut self, track: u64, time: u64) -> io::Result<()> {
-        self.event(track, time, EventType::SliceEnd, None, &Map::new())
+        self.event(track, time, EventType::SliceEnd, None, None, &Map::new())
     }
 
     fn instant(&mut self, track: u64, time: u64, name: &str, about: &Value) -> io::Result<()> {
-        self.event(track, time, EventType::Instant, Some(name), fields(about))
+        let kind = EventType::Instant;
+        self.event(track, time, kind, Some(name), None, fields(about))
     }
 
     fn new_track(&mut self) -> u64 {
@@ -210,8 +217,8 @@ impl<W: Write> Perfetto<W> {
         self.tracks
     }
 
-    /// The track of a process. A process id may be used again, and a process may take another name: the trace format knows one
-    /// name for an id, so that others get tracks that only say so.
+    /// What the tracks of a process's connections are below: its own track, or one that only says which it is. A process id may
+    /// be used again, and a process may take another name, but the trace format knows one name for an id.
     fn process(&mut self, process: Option<Process>) -> io::Result<u64> {
         let key = process.map(|process| (process.pid, process.comm));
         if let Some(track) = self.processes.get(&key) {
@@ -223,30 +230,38 @@ impl<W: Write> Perfetto<W> {
         if self.comms.len() >= PROCESSES {
             self.comms.clear();
         }
-        let track = self.new_track();
-        self.processes.insert(key, track);
-        let mut descriptor = TrackDescriptor {
-            uuid: Some(track),
-            child_ordering: Some(CHRONOLOGICAL),
-            ..TrackDescriptor::default()
-        };
-        match key {
-            None => descriptor.name = Some("unknown process".to_owned()),
+        let (name, parent) = match key {
+            None => ("unknown process".to_owned(), None),
             Some((pid, comm)) => {
                 let name = escape::text(&comm.to_str()).into_owned();
                 let first = *self.comms.entry(pid).or_insert(comm);
                 match i32::try_from(pid) {
                     Ok(pid) if first == comm => {
-                        descriptor.process = Some(ProcessDescriptor {
-                            pid: Some(pid),
-                            process_name: Some(name),
-                        });
+                        let parent = self.new_track();
+                        self.track(TrackDescriptor {
+                            uuid: Some(parent),
+                            process: Some(ProcessDescriptor {
+                                pid: Some(pid),
+                                process_name: Some(name),
+                            }),
+                            ..TrackDescriptor::default()
+                        })?;
+                        ("TCP connections".to_owned(), Some(parent))
                     }
-                    _ => descriptor.name = Some(format!("{name} {pid}")),
+                    _ => (format!("{name} {pid}"), None),
                 }
             }
-        }
-        self.track(descriptor)?;
+        };
+        // The trace processor sorts what is directly below a process by name, whatever the process's track says.
+        let track = self.new_track();
+        self.track(TrackDescriptor {
+            uuid: Some(track),
+            name: Some(name),
+            parent_uuid: parent,
+            child_ordering: Some(CHRONOLOGICAL),
+            ..TrackDescriptor::default()
+        })?;
+        self.processes.insert(key, track);
         Ok(track)
     }
 
@@ -274,6 +289,7 @@ impl<W: Write> Perfetto<W> {
                 track,
                 begin,
                 &name(stay, connection.start.is_some()),
+                Some(stay.state),
                 &about,
             )?;
             self.end(track, end)?;
@@ -369,7 +385,7 @@ impl<W: Write> Sink for Perfetto<W> {
             about.insert("left_out".to_owned(), more.into());
         }
         let begin = began(connection);
-        self.begin(track, begin, &life(connection), &about)?;
+        self.begin(track, begin, &life(connection), None, &about)?;
         let last = self.stays(track, connection, begin)?;
         self.end(track, connection.end.map_or(last, |end| end.max(last)))
     }

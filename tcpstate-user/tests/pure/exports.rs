@@ -20,6 +20,7 @@ use tcpstate_user::{
 };
 
 use crate::{
+    machine::lives::{Scale, generate},
     recordings::{bytes, file, header, losses, of_fixture},
     records::{MS, TICK},
     story::{START, SYMBOLS, Story, plot},
@@ -157,6 +158,16 @@ pub fn made_up(lose: u64) -> Vec<u8> {
     file(&header, &blocks)
 }
 
+/// Lives of many connections of some servers and clients.
+fn generated() -> Vec<u8> {
+    let scale = Scale {
+        connections: 100,
+        events: 4000,
+        seed: 7,
+    };
+    generate(scale, Vec::new()).expect("memory")
+}
+
 /// Without what is not known, as in annotations.
 fn known(value: &Value) -> Value {
     match value {
@@ -234,23 +245,21 @@ fn compare_connection(life: &Value, connection: &Value, what: &str) {
         assert!(state["ts"].as_u64() >= end, "{what}: {life}");
         let length = state["dur"].as_u64().expect("it ends");
         end = state["ts"].as_u64().map(|begin| begin + length);
-        // As long as the state was, or it says that it is not.
+        // As long as the state was, or it says that it is not; in the state's colour all the same.
         let (name, about) = (state["name"].as_str().expect("a name"), &state["about"]);
         let marked = name.contains('(');
         assert_eq!(marked, about["bound"] != "exact", "{what}: {state}");
         if !marked {
             assert_eq!(length, nanoseconds(&about["seconds"]), "{what}: {state}");
         }
+        assert_eq!(state["colour"], first_word(name), "{what}");
     }
     let life_ends = life["ts"].as_u64().expect("a time") + life["dur"].as_u64().expect("it ends");
     assert!(end <= Some(life_ends), "{what}: {life}");
     // The last of each state is the one that the view knows.
     let spent = connection["states"].as_object().expect("states");
     for (name, seconds) in spent.iter().filter(|(_, seconds)| !seconds.is_null()) {
-        let of_state = |state: &&&Value| {
-            let slice = state["name"].as_str().expect("a name");
-            first_word(slice).to_lowercase() == *name
-        };
+        let of_state = |state: &&&Value| state["colour"] == name.to_uppercase();
         let last = states.iter().rfind(of_state);
         let last = last.map(|last| &last["about"]["seconds"]);
         assert_eq!(last, Some(seconds), "{what}: {connection}");
@@ -259,6 +268,7 @@ fn compare_connection(life: &Value, connection: &Value, what: &str) {
     let ends = [&connection["lport"], &connection["rport"]];
     let name = track["name"].as_str().expect("a name");
     assert!(ends.iter().all(|port| name.contains(&format!(":{port}"))));
+    assert_eq!(track["ordering"], "chronological", "{what}");
     let process = [&connection["owner"], &connection["closer"]]
         .into_iter()
         .find(|process| !process.is_null());
@@ -269,6 +279,7 @@ fn compare_connection(life: &Value, connection: &Value, what: &str) {
             assert_eq!(track["above"], format!("{comm} {pid}"), "{what}");
         }
         Some(process) => {
+            assert_eq!(track["above"], "TCP connections", "{what}");
             assert_eq!(track["pid"], process["pid"], "{what}");
             assert_eq!(track["process"], process["comm"], "{what}");
         }
@@ -301,6 +312,7 @@ fn a_trace_says_what_the_view_says() {
         .collect();
     all.push((made_up(0), "made-up lives".to_owned()));
     all.push((made_up(70), "made-up lives with losses".to_owned()));
+    all.push((generated(), "lives of servers".to_owned()));
     let (mut compared, mut moments) = (0, 0);
     for (bytes, name) in all {
         let recording = folder.recording(&format!("{name}.tcps"), &bytes);
@@ -323,6 +335,60 @@ fn a_trace_says_what_the_view_says() {
     }
     assert!(compared > 500, "{compared}");
     assert!(moments > 10, "{moments}");
+}
+
+/// The questions that a section of docs/export.md asks in SQL.
+fn documented_questions(section: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/export.md");
+    let text = fs::read_to_string(path).expect("the document");
+    let (_, section) = text.split_once(section).expect("the section");
+    let section = section.split("\n## ").next().expect("its end");
+    let lines = section.lines().filter(|line| line.starts_with("    "));
+    let code: Vec<_> = lines.skip_while(|line| !line.contains("--")).collect();
+    let questions = code.join("\n");
+    let questions = questions.split_terminator(';').map(str::to_owned);
+    questions.collect()
+}
+
+#[test]
+fn a_trace_answers_what_the_document_asks() {
+    let Some(python) = python("a_trace_answers_what_the_document_asks") else {
+        return;
+    };
+    let folder = Folder::new("questions");
+    let recording = folder.recording("a.tcps", &generated());
+    let connections = connections(&recording);
+    let output = folder.path("a.pftrace");
+    shown(&["export", &recording, "--to", "perfetto", "-o", &output]);
+    let questions = documented_questions("## `perfetto`");
+    let mut answers = questions.iter().map(|question| {
+        let rows = script(&python, "perfetto_trace.py", &[&output, question]);
+        rows.as_array().expect("rows").clone()
+    });
+
+    let time_waits = answers.next().expect("the first question");
+    assert!(!time_waits.is_empty());
+    for row in time_waits {
+        let of_process = |connection: &&Value| {
+            let process = match &connection["owner"] {
+                Value::Null => &connection["closer"],
+                owner => owner,
+            };
+            process["comm"] == row["name"] && process["pid"] == row["pid"]
+        };
+        let some = connections.iter().filter(of_process);
+        let time_waits = some.filter(|connection| !connection["time_wait"].is_null());
+        assert_eq!(row["count(*)"], time_waits.count(), "{row}");
+    }
+
+    let resets = answers.next().expect("the second question");
+    let reset = |connection: &&Value| {
+        let how = connection["how"].as_str();
+        how.is_some_and(|how| how.starts_with("rst_"))
+    };
+    assert_eq!(resets.len(), connections.iter().filter(reset).count());
+    assert!(!resets.is_empty());
+    assert!(answers.next().is_none());
 }
 
 #[test]

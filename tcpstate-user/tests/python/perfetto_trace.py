@@ -13,9 +13,10 @@ from trace_processor import InProcess
 WRONG = """
 select name, value from stats where severity in ('error', 'data_loss') and value > 0
 """
-# What a track is below.
+# What a track is below, and how the tracks there are sorted.
 TRACKS = """
-select track.id, track.name, above.name as above, process.pid, process.name as process
+select track.id, track.name, above.name as above, process.pid, process.name as process,
+       extract_arg(above.source_arg_set_id, 'child_ordering') as ordering
 from track left join track as above on above.id = track.parent_id
            left join process_track on process_track.id = track.id left join process using (upid)
 """
@@ -71,7 +72,7 @@ def read(processor):
     slices, outermost = {}, []
     for here in rows(processor, SLICES):
         about = known[here.pop("arg_set_id")]
-        here |= {"about": about.get("debug", {}), "slices": []}
+        here |= {"about": about.get("debug", {}), "colour": about.get("correlation_id"), "slices": []}
         slices[here["id"]] = here
         above = slices.get(here["parent_id"])
         (above["slices"] if above else outermost).append(here)

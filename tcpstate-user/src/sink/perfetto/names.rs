@@ -12,6 +12,7 @@ use crate::sink::escape;
 pub struct Names {
     events: FxHashMap<String, u64>,
     annotations: FxHashMap<String, u64>,
+    colours: FxHashMap<String, u64>,
     new: InternedData,
 }
 
@@ -19,6 +20,11 @@ impl Names {
     /// The number of a slice's name.
     pub fn event(&mut self, name: &str) -> u64 {
         number(&mut self.events, &mut self.new.event_names, name)
+    }
+
+    /// The number of what slices of the same colour have in common.
+    pub fn colour(&mut self, name: &str) -> u64 {
+        number(&mut self.colours, &mut self.new.correlation_id_str, name)
     }
 
     /// What is known of a slice, as annotations. What is not known is left out.

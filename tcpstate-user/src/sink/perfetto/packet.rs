@@ -104,6 +104,8 @@ pub struct TrackEvent {
     pub name_iid: Option<u64>,
     #[prost(uint64, optional, tag = "11")]
     pub track_uuid: Option<u64>,
+    #[prost(uint64, optional, tag = "54")]
+    pub correlation_id_str_iid: Option<u64>,
 }
 
 /// A value with a name, shown with a slice.
@@ -134,9 +136,11 @@ pub struct InternedData {
     pub event_names: Vec<InternedName>,
     #[prost(message, repeated, tag = "3")]
     pub debug_annotation_names: Vec<InternedName>,
+    #[prost(message, repeated, tag = "43")]
+    pub correlation_id_str: Vec<InternedName>,
 }
 
-/// A name and its number (`EventName`, `DebugAnnotationName`).
+/// A name and its number (`EventName`, `DebugAnnotationName`, `InternedString`).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct InternedName {
     #[prost(uint64, optional, tag = "1")]
