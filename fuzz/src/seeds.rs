@@ -16,6 +16,8 @@ const MOST: usize = 24;
 /// What the second byte of an input of `steps` says: settings and system calls are known.
 const SETTINGS: u8 = 32;
 const CALLS: u8 = 64;
+/// How a block is packed.
+const FOLDED: u8 = 2;
 
 fn main() -> io::Result<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -38,7 +40,9 @@ fn main() -> io::Result<()> {
             keep("records", &[&[0], records.concat().as_slice()].concat())?;
             let steps = steps_of(&records);
             keep("steps", &[&[choice, observer], steps.as_slice()].concat())?;
-            let file = unpacked(&steps, observer);
+            // Steps that differ from nothing are folded as they are.
+            let packing = if part == 0 { FOLDED } else { 0 };
+            let file = unpacked(&steps, observer, packing);
             keep("file", &[&[choice << 2], file.as_slice()].concat())?;
         }
     }
@@ -162,7 +166,7 @@ fn steps_of(records: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// The same as a file, with its blocks as they are: whatever is changed in packed ones only breaks the packing.
-fn unpacked(steps: &[u8], observer: u8) -> Vec<u8> {
+fn unpacked(steps: &[u8], observer: u8, packing: u8) -> Vec<u8> {
     const PREAMBLE: usize = 24;
     const HEAD: usize = 80;
     let packed = steps::recording(&[], observer);
@@ -178,20 +182,26 @@ fn unpacked(steps: &[u8], observer: u8) -> Vec<u8> {
     for (number, bytes) in [first, second].into_iter().enumerate() {
         entries.extend((file.len() as u64).to_le_bytes());
         entries.extend((steps::START + number as u64 * 1_000_000_000).to_le_bytes());
-        block(&mut file, &mut head, 2, number as u64, bytes);
+        block(&mut file, &mut head, (2, packing), number as u64, bytes);
     }
     let index = file.len() as u64;
-    block(&mut file, &mut head, 3, 2, &entries);
+    block(&mut file, &mut head, (3, 0), 2, &entries);
     file.extend(index.to_le_bytes());
     file.extend(crc32fast::hash(&index.to_le_bytes()).to_le_bytes());
     file.extend(b"tcpE");
     file
 }
 
-fn block(file: &mut Vec<u8>, head: &mut [u8], kind: u8, number: u64, bytes: &[u8]) {
+fn block(
+    file: &mut Vec<u8>,
+    head: &mut [u8],
+    (kind, packing): (u8, u8),
+    number: u64,
+    bytes: &[u8],
+) {
     let length = u32::try_from(bytes.len()).unwrap_or_default().to_le_bytes();
     head[4] = kind;
-    head[5] = 0;
+    head[5] = packing;
     head[8..12].copy_from_slice(&length);
     head[12..16].copy_from_slice(&length);
     head[16..24].copy_from_slice(&number.to_le_bytes());

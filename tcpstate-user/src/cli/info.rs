@@ -16,7 +16,7 @@ use crate::{
     event::{Event, TimeWaitStep},
     kernel::{Missing, drop_privileges},
     message,
-    recording::{FORMAT, Header, Mark, Parts, ReadError, Step},
+    recording::{Header, Mark, Parts, ReadError, Step},
     settings::Settings,
     sink::{escape, json_line},
 };
@@ -103,7 +103,7 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
     let clock = Clock::new(header.begins, header.zero.into(), TimeZone::UTC);
     let mut info = Info {
         tcpstate: header.tcpstate.clone(),
-        format: FORMAT,
+        format: parts.format(),
         layout: header.layout,
         kernel: header.kernel.clone(),
         host: header.host.clone(),

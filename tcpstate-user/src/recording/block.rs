@@ -7,7 +7,10 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-use super::ReadError;
+use super::{
+    ReadError,
+    fold::{fold, unfold},
+};
 
 /// How many bytes a block may have, packed or not: what a reader has to hold, whatever the file says.
 pub(super) const MOST: usize = 4 << 20;
@@ -72,8 +75,9 @@ struct Head {
 }
 
 const HEAD: usize = size_of::<Head>();
-const PLAIN: u8 = 0;
+/// Bits of how a block is packed: what was done last is undone first.
 const ZSTD: u8 = 1;
+const FOLDED: u8 = 2;
 
 const _: () = assert!(HEAD == 80);
 
@@ -104,18 +108,23 @@ impl Packer {
         mark: &Mark,
         bytes: &[u8],
     ) -> io::Result<u64> {
+        let (mut packing, mut body) = (0, bytes);
+        let folded = if kind == Kind::Steps {
+            fold(bytes)
+        } else {
+            None
+        };
+        if let Some(folded) = &folded {
+            (packing, body) = (FOLDED, folded);
+        }
         let packed;
         // The header can be read without a tool.
-        let (packing, body) = if kind == Kind::Header {
-            (PLAIN, bytes)
-        } else {
-            packed = self.0.compress(bytes)?;
-            if packed.len() < bytes.len() {
-                (ZSTD, packed.as_slice())
-            } else {
-                (PLAIN, bytes)
+        if kind != Kind::Header {
+            packed = self.0.compress(body)?;
+            if packed.len() < body.len() {
+                (packing, body) = (packing | ZSTD, &packed);
             }
-        };
+        }
         let size = |bytes: &[u8]| {
             u32::try_from(bytes.len())
                 .ok()
@@ -158,9 +167,9 @@ impl Head {
 pub(super) struct Unpacker {
     zstd: zstd::bulk::Decompressor<'static>,
     body: Vec<u8>,
-    bytes: Vec<u8>,
-    /// The body is the bytes.
-    plain: bool,
+    unpacked: Vec<u8>,
+    unfolded: Vec<u8>,
+    packing: u8,
 }
 
 impl Unpacker {
@@ -168,14 +177,19 @@ impl Unpacker {
         Ok(Self {
             zstd: zstd::bulk::Decompressor::new()?,
             body: Vec::new(),
-            bytes: Vec::new(),
-            plain: false,
+            unpacked: Vec::new(),
+            unfolded: Vec::new(),
+            packing: 0,
         })
     }
 
     /// The bytes of the block that was read last, unpacked.
     pub fn bytes(&self) -> &[u8] {
-        if self.plain { &self.body } else { &self.bytes }
+        match self.packing {
+            0 => &self.body,
+            ZSTD => &self.unpacked,
+            _ => &self.unfolded,
+        }
     }
 
     /// Reads the block that begins here; `None` if the file ends here.
@@ -226,21 +240,36 @@ impl Unpacker {
             return Err(damaged(body_at, "the checksum of a block is wrong"));
         }
         let wrong_length = damaged(body_at, "a block has another length than it says");
-        self.plain = head.packing == PLAIN;
-        match head.packing {
-            PLAIN if stored == length => {}
-            PLAIN => return Err(wrong_length),
-            ZSTD => {
-                // It gets no more room than was promised, however much it would unpack to.
-                self.bytes.resize(length, 0);
-                let unpacked = self
-                    .zstd
-                    .decompress_to_buffer(&self.body, self.bytes.as_mut_slice());
-                if unpacked.ok() != Some(length) {
-                    return Err(wrong_length);
-                }
+        self.packing = head.packing;
+        if self.packing & !(ZSTD | FOLDED) != 0 {
+            return Err(damaged(start, "there is no such way of packing"));
+        }
+        if self.packing & ZSTD != 0 {
+            // It gets no more room than was promised, however much it would unpack to.
+            self.unpacked.clear();
+            self.unpacked.reserve(length);
+            let unpacked = &mut self.unpacked;
+            if self
+                .zstd
+                .decompress_to_buffer(&self.body, unpacked)
+                .is_err()
+            {
+                return Err(wrong_length);
             }
-            _ => return Err(damaged(start, "there is no such way of packing")),
+        }
+        if self.packing & FOLDED != 0 {
+            let folded = match self.packing & ZSTD {
+                0 => &self.body,
+                _ => &self.unpacked,
+            };
+            self.unfolded.resize(length, 0);
+            unfold(folded, &mut self.unfolded).ok_or(damaged(
+                body_at,
+                "what was folded in a block cannot be unfolded",
+            ))?;
+        }
+        if self.bytes().len() != length {
+            return Err(wrong_length);
         }
         *offset = body_at + stored as u64;
         Ok(Some(Block {

@@ -176,13 +176,13 @@ impl Header {
         Ok(LENGTH as u64 + length)
     }
 
-    /// Reads it back.
+    /// Reads it back, with the version of the format.
     pub(super) fn read(
         input: &mut impl Read,
         unpacker: &mut block::Unpacker,
         offset: &mut u64,
-    ) -> Result<Self, ReadError> {
-        read_preamble(input)?;
+    ) -> Result<(u32, Self), ReadError> {
+        let format = read_preamble(input)?;
         *offset = LENGTH as u64;
         let begin = *offset;
         match unpacker.read(input, offset)? {
@@ -205,7 +205,7 @@ impl Header {
         if !(1..=1_000_000_000).contains(&header.tick) {
             return Err(damaged(begin, "no kernel has ticks of such a length"));
         }
-        Ok(header)
+        Ok((format, header))
     }
 }
 
@@ -215,8 +215,8 @@ pub(super) fn begins(input: &mut impl Read) -> bool {
     input.read_exact(&mut bytes).is_ok() && bytes == MAGIC
 }
 
-/// Whether a file is a recording, and of a format that we know.
-fn read_preamble(input: &mut impl Read) -> Result<(), ReadError> {
+/// Whether a file is a recording, and of which format, if that is one that we know.
+fn read_preamble(input: &mut impl Read) -> Result<u32, ReadError> {
     let mut bytes = [0; LENGTH];
     match block::read_up_to(input, &mut bytes)? {
         0 => return Err(ReadError::NoRecording("it is empty")),
@@ -243,7 +243,7 @@ fn read_preamble(input: &mut impl Read) -> Result<(), ReadError> {
             needs: format!("{major}.{minor}.{patch}"),
         });
     }
-    Ok(())
+    Ok(format)
 }
 
 const fn cut_off(offset: u64) -> ReadError {

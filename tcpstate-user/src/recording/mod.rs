@@ -5,6 +5,7 @@
 //! looked up. A view that is told the same steps shows the same, live or not. The format is described in `docs/recordings.md`.
 
 mod block;
+mod fold;
 mod header;
 mod index;
 mod parts;
@@ -26,7 +27,7 @@ pub use self::{
 };
 
 /// The version of the format: raised when what an older reader would misunderstand is added.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The version of the records in `tcpstate-common/src/record.rs`: raised when their layout changes.
 pub const LAYOUT: u32 = 1;

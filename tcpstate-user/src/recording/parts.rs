@@ -127,6 +127,12 @@ impl Parts {
         self.before + self.reader.offset()
     }
 
+    /// The version of the format of the part that is being read.
+    #[must_use]
+    pub const fn format(&self) -> u32 {
+        self.reader.format()
+    }
+
     /// What is known of the run, from the first part.
     #[must_use]
     pub const fn header(&self) -> &Header {

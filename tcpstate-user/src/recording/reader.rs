@@ -13,6 +13,7 @@ use super::{
 pub struct Reader<R> {
     input: R,
     unpacker: Unpacker,
+    format: u32,
     header: Header,
     offset: u64,
     /// The number of the next block, if that is known.
@@ -27,14 +28,20 @@ impl<R: Read> Reader<R> {
     pub fn new(mut input: R) -> Result<Self, ReadError> {
         let mut unpacker = Unpacker::new()?;
         let mut offset = 0;
-        let header = Header::read(&mut input, &mut unpacker, &mut offset)?;
+        let (format, header) = Header::read(&mut input, &mut unpacker, &mut offset)?;
         Ok(Self {
             input,
             unpacker,
+            format,
             header,
             offset,
             number: None,
         })
+    }
+
+    /// The version of its format.
+    pub const fn format(&self) -> u32 {
+        self.format
     }
 
     /// What is known of the run.

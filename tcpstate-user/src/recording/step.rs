@@ -51,7 +51,8 @@ pub enum Step<'a> {
 /// Bytes of a [`Holder`].
 const HOLDER: usize = 28;
 
-const RECORD: u8 = 1;
+/// The kind of [`Step::Record`]. 255 is none: see `fold.rs`.
+pub(super) const RECORD: u8 = 1;
 const LOSSES: u8 = 2;
 const SETTLED: u8 = 3;
 const HOLDERS: u8 = 4;
@@ -162,6 +163,11 @@ impl<'a> Steps<'a> {
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
+    }
+
+    /// The bytes of those that follow.
+    pub(super) const fn rest(&self) -> &'a [u8] {
+        self.0
     }
 
     fn step(&mut self) -> Option<Step<'a>> {

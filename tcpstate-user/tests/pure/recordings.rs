@@ -12,7 +12,7 @@ use tcpstate_common::record::{SocketRecord, TimeWaitRecord, TransitionRecord};
 use tcpstate_user::{
     kernel::{Counters, Hook, TimeWaitHook},
     lifecycle::Callers,
-    recording::{Header, LAYOUT, Mark, ReadError, Reader, Step, Writer},
+    recording::{FORMAT, Header, LAYOUT, Mark, ReadError, Reader, Step, Writer},
     sink::OtherProtocols,
 };
 
@@ -211,6 +211,11 @@ fn beginning() -> Vec<u8> {
 fn lengths_that_lie_get_no_memory() {
     let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).expect("zeros");
     let small = zstd::bulk::compress(&[0; 100], 1).expect("zeros");
+    // A record, and ten thousand times the same.
+    let mut again = [1, 192, 0].to_vec();
+    again.extend([7; 192]);
+    again.extend([255, 24, 0, 0, 0].repeat(10_000));
+    let packed = zstd::bulk::compress(&again, 1).expect("bytes");
     for (block, what) in [
         (block(2, 1, 1000, &bomb), "another length"),
         (block(2, 1, 64 << 20, &bomb), "larger than any"),
@@ -219,7 +224,10 @@ fn lengths_that_lie_get_no_memory() {
         (block(2, 1, 101, &small), "another length"),
         (block(2, 1, 5, b"no zstd"), "another length"),
         (block(2, 0, 5, b"more"), "another length"),
-        (block(2, 2, 4, b"more"), "no such way of packing"),
+        (block(2, 2, 4, b"more"), "cannot be unfolded"),
+        (block(2, 2, 4000, &again), "cannot be unfolded"),
+        (block(2, 3, 4000, &packed), "another length"),
+        (block(2, 4, 4, b"more"), "no such way of packing"),
         (block(1, 0, 2, b"{}"), "a second header"),
         (block(9, 0, 2, b"{}"), "no such kind"),
         (b"tcpA".repeat(HEAD), "no block begins here"),
@@ -241,7 +249,7 @@ fn a_newer_file_says_what_is_needed() {
     let error = error.expect("an error").to_string();
     assert_eq!(
         error,
-        "it has format 9, and this tcpstate reads up to 1: use tcpstate 3.1.0 or later"
+        "it has format 9, and this tcpstate reads up to 2: use tcpstate 3.1.0 or later"
     );
     let newer = Header {
         layout: LAYOUT + 1,
@@ -322,11 +330,13 @@ fn shown(arguments: &[&str]) -> String {
     text(&output.stdout)
 }
 
-/// The file in which format 1 is kept: it must be read for ever, and shown as it always was.
-fn format_1() -> PathBuf {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/recordings/format-1.tcps");
-    if std::env::var_os("TCPSTATE_RECORD_FIXTURES").is_some_and(|value| value == "1") {
+/// The file in which a format is kept: it must be read for ever, and shown as it always was.
+fn kept(number: u32) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(format!("tests/fixtures/recordings/format-{number}.tcps"));
+    if number == FORMAT
+        && std::env::var_os("TCPSTATE_RECORD_FIXTURES").is_some_and(|value| value == "1")
+    {
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         fs::write(&path, of_fixture("late_fin.bin")).expect("a file");
     }
@@ -334,16 +344,21 @@ fn format_1() -> PathBuf {
 }
 
 #[test]
-fn format_1_is_shown_as_ever() {
-    let path = format_1();
-    let path = path.to_str().expect("text");
-    insta::assert_snapshot!("format_1_trace", shown(&["trace", "-j", "--from", path]));
-    insta::assert_snapshot!("format_1_conns", shown(&["conns", "-s", "--from", path]));
-    insta::assert_snapshot!(
-        "format_1_closers",
-        shown(&["closers", "-j", "--from", path])
-    );
-    insta::assert_snapshot!("format_1_info", shown(&["info", path]));
+fn every_format_is_shown_as_ever() {
+    for number in 1..=FORMAT {
+        let path = kept(number);
+        let path = path.to_str().expect("text");
+        insta::assert_snapshot!("format_trace", shown(&["trace", "-j", "--from", path]));
+        insta::assert_snapshot!("format_conns", shown(&["conns", "-s", "--from", path]));
+        insta::assert_snapshot!("format_closers", shown(&["closers", "-j", "--from", path]));
+        let info = shown(&["info", path]);
+        let written = format!("(format {number}, records 1)");
+        assert!(info.contains(&written), "{info}");
+        insta::assert_snapshot!(
+            "format_info",
+            info.replace(&written, "(format N, records 1)")
+        );
+    }
 }
 
 #[test]
@@ -496,7 +511,7 @@ fn the_summary_is_of_what_reports_cover() {
 
 #[test]
 fn times_of_day_are_those_of_the_reader() {
-    let path = format_1();
+    let path = kept(1);
     let show = |zone: &str, more: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_tcpstate"))
             .args(["trace", "--from"])
@@ -534,7 +549,7 @@ fn times_of_day_are_those_of_the_reader() {
 
 #[test]
 fn who_looks_at_another_time_is_told_which_it_is() {
-    let path = format_1();
+    let path = kept(1);
     let told = |more: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_tcpstate"))
             .args(["trace", "-j", "--from"])
