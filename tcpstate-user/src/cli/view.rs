@@ -289,7 +289,8 @@ impl View {
     }
 
     fn admitted(&mut self, event: &TransitionEvent, wanted: bool) -> io::Result<()> {
-        let transition = self.lifecycle.transition(event);
+        let mut transition = Transition::new(*event);
+        self.lifecycle.understand(&mut transition);
         if !wanted {
             if let Some(reports) = &mut self.reports {
                 reports.take(&transition, false);

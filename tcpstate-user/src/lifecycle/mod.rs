@@ -59,6 +59,22 @@ pub struct Transition {
 }
 
 impl Transition {
+    /// One of which nothing is understood yet.
+    #[must_use]
+    pub const fn new(event: TransitionEvent) -> Self {
+        Self {
+            event,
+            connection: 0,
+            phase: Phase::UNKNOWN,
+            process: None,
+            cgroup: None,
+            damaged: false,
+            minisocket: false,
+            reason: None,
+            known_by: None,
+        }
+    }
+
     /// The thread in whose context this happened, if [`Transition::process`] is that of the context.
     #[must_use]
     pub fn tid(&self) -> Option<u32> {
@@ -279,24 +295,17 @@ impl Lifecycle {
 
     /// Understands one transition of a full socket. One that gives way to its minisocket goes on in that one's state.
     pub fn transition(&mut self, event: &TransitionEvent) -> Transition {
-        let mut transition = Transition {
-            event: *event,
-            connection: self.identities.of(event),
-            phase: Phase::UNKNOWN,
-            process: None,
-            cgroup: self.cgroup(event.cgroup),
-            damaged: false,
-            minisocket: false,
-            reason: None,
-            known_by: None,
-        };
+        let mut transition = Transition::new(*event);
         self.understand(&mut transition);
         transition
     }
 
-    fn understand(&mut self, transition: &mut Transition) {
-        let id = transition.connection;
+    /// The same, of a [`Transition::new`].
+    pub fn understand(&mut self, transition: &mut Transition) {
         let event = &mut transition.event;
+        let id = self.identities.of(event);
+        transition.connection = id;
+        transition.cgroup = event.cgroup.and_then(|id| self.cgroups.get(&id).cloned());
         if event.is_birth() {
             self.minisockets.forget(event);
         }
