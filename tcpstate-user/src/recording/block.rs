@@ -93,11 +93,18 @@ pub struct Block {
 }
 
 /// Packs blocks.
-pub(super) struct Packer(zstd::bulk::Compressor<'static>);
+pub(super) struct Packer {
+    zstd: zstd::bulk::Compressor<'static>,
+    /// Memory that is used again.
+    folded: Vec<u8>,
+}
 
 impl Packer {
     pub fn new() -> io::Result<Self> {
-        zstd::bulk::Compressor::new(LEVEL).map(Self)
+        Ok(Self {
+            zstd: zstd::bulk::Compressor::new(LEVEL)?,
+            folded: Vec::new(),
+        })
     }
 
     /// Writes a block, and says how many bytes it took.
@@ -109,18 +116,15 @@ impl Packer {
         bytes: &[u8],
     ) -> io::Result<u64> {
         let (mut packing, mut body) = (0, bytes);
-        let folded = if kind == Kind::Steps {
-            fold(bytes)
-        } else {
-            None
-        };
-        if let Some(folded) = &folded {
+        if kind == Kind::Steps
+            && let Some(folded) = fold(bytes, &mut self.folded)
+        {
             (packing, body) = (FOLDED, folded);
         }
         let packed;
         // The header can be read without a tool.
         if kind != Kind::Header {
-            packed = self.0.compress(body)?;
+            packed = self.zstd.compress(body)?;
             if packed.len() < body.len() {
                 (packing, body) = (packing | ZSTD, &packed);
             }

@@ -1,5 +1,5 @@
-//! Folding: most of a record is what the one before it was, so of each a block keeps what differs. Both packing and unpacking take less
-//! than half the time then, since there is less to pack; the file is smaller, too.
+//! Folding: most of a record is what the one before it was, so of each a block keeps what differs. With what is left zstd has less to do, and
+//! files are smaller by a tenth.
 
 use super::step::{RECORD, Step, Steps};
 
@@ -31,8 +31,8 @@ type Last = [Option<usize>; WORDS + 1];
 const HEAD: usize = 3;
 
 /// Folds steps; `None` if that makes them no shorter.
-pub(super) fn fold(plain: &[u8]) -> Option<Vec<u8>> {
-    let mut folded = Vec::with_capacity(plain.len() / 2);
+pub(super) fn fold<'a>(plain: &[u8], folded: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+    folded.clear();
     let mut last: Last = [None; WORDS + 1];
     let mut steps = Steps::new(plain);
     let mut at = 0;
@@ -43,7 +43,7 @@ pub(super) fn fold(plain: &[u8]) -> Option<Vec<u8>> {
             && let Some(last) = words(record.len()).and_then(|words| last.get_mut(words))
         {
             match last.replace(at + HEAD) {
-                Some(last) => differ(plain.get(last..)?, record, &mut folded),
+                Some(last) => differ(plain.get(last..)?, record, folded),
                 None => folded.extend_from_slice(plain.get(at..end)?),
             }
         } else {
@@ -51,7 +51,7 @@ pub(super) fn fold(plain: &[u8]) -> Option<Vec<u8>> {
         }
         at = end;
     }
-    (folded.len() < plain.len()).then_some(folded)
+    (folded.len() < plain.len()).then_some(folded.as_slice())
 }
 
 /// Writes what a record has otherwise than the last one: which words differ, and of each where the bytes that differ begin, how many they
@@ -64,16 +64,18 @@ fn differ(last: &[u8], record: &[u8], folded: &mut Vec<u8>) {
     let (record, _) = record.as_chunks();
     let mut words = 0_u32;
     for (number, (last, new)) in last.iter().zip(record).enumerate() {
-        let difference = u64::from_le_bytes(*last) ^ u64::from_le_bytes(*new);
-        if difference == 0 {
+        let (last, new) = (u64::from_le_bytes(*last), u64::from_le_bytes(*new));
+        if last == new {
             continue;
         }
         words |= 1 << number;
-        let first = difference.trailing_zeros() / 8;
-        let end = 8 - difference.leading_zeros() / 8;
-        let [place, ..] = (first << 4 | (end - first)).to_le_bytes();
-        folded.push(place);
-        folded.extend_from_slice(&new[first as usize..end as usize]);
+        let first = (last ^ new).trailing_zeros() / 8;
+        let count = 8 - (last ^ new).leading_zeros() / 8 - first;
+        let [place, ..] = (first << 4 | count).to_le_bytes();
+        let [a, b, c, d, e, f, g, h] = (new >> (8 * first)).to_le_bytes();
+        // All eight are written faster than some.
+        folded.extend_from_slice(&[place, a, b, c, d, e, f, g, h]);
+        folded.truncate(folded.len() - (8 - count as usize));
     }
     let [a, b, c, _] = words.to_le_bytes();
     let count = u8::try_from(record.len()).unwrap_or_default();
@@ -191,13 +193,13 @@ mod tests {
         #[test]
         fn what_was_folded_is_unfolded(records in records()) {
             let plain = steps(&records);
-            if let Some(folded) = fold(&plain) {
+            if let Some(folded) = fold(&plain, &mut Vec::new()) {
                 prop_assert!(folded.len() < plain.len());
                 let mut unfolded = vec![1; plain.len()];
-                prop_assert_eq!(unfold(&folded, &mut unfolded), Some(()));
+                prop_assert_eq!(unfold(folded, &mut unfolded), Some(()));
                 prop_assert_eq!(&unfolded, &plain);
                 for wrong in [0, plain.len() - 1, plain.len() + 1] {
-                    prop_assert_eq!(unfold(&folded, &mut vec![1; wrong]), None);
+                    prop_assert_eq!(unfold(folded, &mut vec![1; wrong]), None);
                 }
                 for cut in 0..folded.len() {
                     prop_assert_eq!(unfold(&folded[..cut], &mut unfolded), None);
@@ -211,7 +213,8 @@ mod tests {
             changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         ) {
             let plain = steps(&records);
-            let Some(mut folded) = fold(&plain) else { return Ok(()) };
+            let mut folded = Vec::new();
+            if fold(&plain, &mut folded).is_none() { return Ok(()) }
             for (at, byte) in changes {
                 let at = at.index(folded.len());
                 folded[at] = byte;
@@ -223,7 +226,8 @@ mod tests {
     #[test]
     fn the_same_record_again_takes_five_bytes() {
         let plain = steps(&[vec![7; 160], vec![7; 160]]);
-        let folded = fold(&plain).map(|folded| folded.len());
+        let mut folded = Vec::new();
+        let folded = fold(&plain, &mut folded).map(<[u8]>::len);
         assert_eq!(folded, Some(plain.len() - 163 + 5));
     }
 }
