@@ -467,7 +467,7 @@ impl fmt::Display for Summary {
         if self.undecided > 0 {
             writeln!(
                 out,
-                "# {} not shown: the port or address to filter by is not known yet",
+                "# {} not shown: only the first event was seen, without both ends",
                 plural(self.undecided, "connection")
             )?;
         }
