@@ -64,6 +64,9 @@ pub struct Filter {
     pub comms: Vec<Comm>,
     /// Only sockets of these cgroups and those below them, by path.
     pub cgroups: Vec<String>,
+    /// What a recording was made with, which must agree about connections and bind(). Whoever recorded could not see the first
+    /// event of a connection without its port, so the recording has those of all.
+    pub recorded: Option<Box<Self>>,
 }
 
 /// What is to be done with a transition.
@@ -171,6 +174,10 @@ impl Filter {
                     && self.networks.is_empty()
                     && self.local_ports.is_empty()
                     && self.remote_ports.is_empty()
+                    && self
+                        .recorded
+                        .as_ref()
+                        .is_none_or(|recorded| recorded.wants_bind(protocol, None))
             }
         }
     }
@@ -185,6 +192,10 @@ impl Filter {
             && port(&self.local_ports, local.port, false) == Decision::Show
             && port(&self.remote_ports, remote.port, false) == Decision::Show
             && (self.networks.is_empty() || within(local) || within(remote))
+            && self
+                .recorded
+                .as_ref()
+                .is_none_or(|recorded| recorded.wants_ends(protocol, local, remote))
     }
 
     /// Whether a connection is wanted, as far as this event of it tells.
@@ -202,6 +213,11 @@ impl Filter {
                 event.is_child(),
             ))
             .and(self.network(event))
+            .and(
+                self.recorded
+                    .as_ref()
+                    .map_or(Decision::Show, |recorded| recorded.connection(event)),
+            )
     }
 
     fn protocol(&self, protocol: Protocol) -> bool {

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{
-    Args as ClapArgs, Parser, Subcommand, ValueEnum,
+    Args as ClapArgs, FromArgMatches as _, Parser, Subcommand, ValueEnum,
     builder::{PathBufValueParser, TypedValueParser as _},
 };
 use ipnet::IpNet;
@@ -471,6 +471,7 @@ impl FilterArgs {
             pids: self.pid.clone(),
             comms: self.comm.iter().map(|name| Comm::truncated(name)).collect(),
             cgroups,
+            recorded: None,
         })
     }
 
@@ -497,6 +498,24 @@ impl FilterArgs {
             (protocols != ["tcp"]).then(|| format!("--protocol {}", protocols.join(","))),
         ];
         all.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+
+    /// What [`FilterArgs::given`] told; whoever made the file may have put anything there.
+    ///
+    /// # Errors
+    /// If these are no such flags.
+    pub fn read_given(given: &str) -> Result<Self> {
+        /// As long as a word of a command line may be.
+        const LONGEST: usize = 128 << 10;
+        if given.len() > LONGEST {
+            bail!("it is too long");
+        }
+        let command = clap::Command::new("recorded")
+            .no_binary_name(true)
+            .disable_help_flag(true);
+        let words = given.split_whitespace();
+        let matches = Self::augment_args(command).try_get_matches_from(words)?;
+        Ok(Self::from_arg_matches(&matches)?)
     }
 }
 

@@ -19,6 +19,7 @@ use super::{
     zone::zone,
 };
 use crate::{
+    filter::Filter,
     kernel::{Missing, drop_privileges},
     message::say,
     recording::{Block, Header, NoStep, Parts, ReadError, Step},
@@ -46,7 +47,7 @@ pub fn run_into<F>(
 where
     F: FnOnce(&Shape, &Header) -> Result<Box<dyn Sink>>,
 {
-    let filter = args.filter.resolve_recorded()?;
+    let mut filter = args.filter.resolve_recorded()?;
     let netns = netns(&args.filter)?;
     let mut parts =
         Parts::open(path).map_err(|(path, error)| anyhow!(error).context(escape::path(&path)))?;
@@ -69,6 +70,7 @@ where
             "recorded with {}",
             escape::text(&header.filter)
         ));
+        filter.recorded = recorded(&header.filter);
     }
     for Missing { what, loses } in &header.missing {
         let (what, loses) = (escape::text(what), escape::text(loses));
@@ -119,6 +121,17 @@ where
     } else {
         Outcome::Nothing
     })
+}
+
+/// What decided what was recorded. The network namespace was decided by the kernel side for everything that it sent.
+fn recorded(given: &str) -> Option<Box<Filter>> {
+    let filter = FilterArgs::read_given(given).and_then(|given| given.resolve_recorded());
+    if filter.is_err() {
+        say(format_args!(
+            "warning: these filters are not understood, so connections are shown that they would have left out; give them again"
+        ));
+    }
+    filter.ok().map(Box::new)
 }
 
 /// A view that is told what was recorded.

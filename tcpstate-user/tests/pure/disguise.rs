@@ -201,7 +201,7 @@ fn record(path: &str, fixture: &str, disguise: Option<Disguise>) {
     let mut reader = Reader::new(File::open(&original).expect("a file")).expect("a recording");
     let header = Header {
         host: "secret-host".into(),
-        filter: "--cidr 192.0.2.0/24".into(),
+        filter: "--cidr 127.0.0.0/8,10.9.0.0/16,192.0.2.0/24".into(),
         ..reader.header().clone()
     };
     let mut disguise = disguise;

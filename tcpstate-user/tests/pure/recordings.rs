@@ -89,6 +89,18 @@ pub fn file(header: &Header, blocks: &[Vec<u8>]) -> Vec<u8> {
 
 /// The records of a fixture (see `replay.rs`) as a recording.
 pub fn of_fixture(name: &str) -> Vec<u8> {
+    changed(name, |header| header)
+}
+
+/// The same, as if these filters had been given.
+fn recorded_with(name: &str, filter: &str) -> Vec<u8> {
+    changed(name, |header| Header {
+        filter: filter.to_owned(),
+        ..header
+    })
+}
+
+fn changed(name: &str, change: impl FnOnce(Header) -> Header) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/records");
     let fixture = fs::read(path.join(name)).expect("a fixture");
     let empty = fixture.windows(2).position(|pair| pair == b"\n\n");
@@ -108,7 +120,7 @@ pub fn of_fixture(name: &str) -> Vec<u8> {
     let mut first = vec![losses(end), Step::Cgroup(1, "/system.slice/test.service")];
     first.extend(records.iter().map(|record| Step::Record(record)));
     let last = [Step::Settled(end), losses(end), Step::End(end), losses(end)];
-    let header = header(Callers::parse(text), number("tick"));
+    let header = change(header(Callers::parse(text), number("tick")));
     file(&header, &[bytes(&first), bytes(&last)])
 }
 
@@ -399,6 +411,56 @@ fn a_window_shows_the_same_rows_and_no_others() {
         let output = tcpstate(&[&["trace", "--from", file.path()], bad].concat());
         assert_eq!(output.status.code(), Some(2), "{bad:?}");
         assert!(output.stdout.is_empty(), "{bad:?}");
+    }
+}
+
+/// The kernel side sends first events of connections that are not wanted, since they have no port yet.
+#[test]
+fn what_it_was_recorded_with_hides_what_it_hid_then() {
+    let all = Temporary::new("all", &of_fixture("late_fin.bin"));
+    let views: [&[&str]; 7] = [
+        &["trace", "-j"],
+        &["conns", "-s", "--running"],
+        &["states", "-j"],
+        &["states", "-j", "--leaks"],
+        &["closers", "-j"],
+        &["hist", "-j"],
+        &["timewait", "-j"],
+    ];
+    let show = |view: &[&str], file: &Temporary, flags: &str| {
+        let flags = flags.split_whitespace().collect::<Vec<_>>();
+        let output = tcpstate(&[view, &["--from", file.path()], &flags].concat());
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{view:?}");
+        (text(&output.stdout), text(&output.stderr))
+    };
+    for given in [
+        "--local-port 18818",
+        "--local-port 14843 --netns 1",
+        "--remote-port 18000-18999,1",
+        "--local-port 443",
+        "--cidr 10.0.0.0/8",
+        "--ipv6 --protocol all",
+    ] {
+        let file = Temporary::new("given", &recorded_with("late_fin.bin", given));
+        for view in views {
+            let (out, said) = show(view, &file, "");
+            assert_eq!(out, show(view, &all, given).0, "{given}: {view:?}");
+            let expected = format!("tcpstate: recorded with {given}\n");
+            assert!(said.starts_with(&expected), "{said}");
+        }
+        // The one who looks may want less, not more.
+        if !given.contains("remote") {
+            let both = format!("{given} --remote-port 14843");
+            let (out, _) = show(&["trace", "-s"], &file, "--remote-port 14843");
+            assert_eq!(out, show(&["trace", "-s"], &all, &both).0, "{both}");
+        }
+    }
+    for given in ["--help", "--cidr ?", "443", "-L 0 \u{1b}[31m"] {
+        let file = Temporary::new("odd", &recorded_with("late_fin.bin", given));
+        let (out, said) = show(&["trace", "-j"], &file, "");
+        assert_eq!(out, show(&["trace", "-j"], &all, "").0, "{given}");
+        assert!(said.contains("warning: these filters are not"), "{said}");
+        assert!(!said.contains('\u{1b}'), "{said}");
     }
 }
 

@@ -137,6 +137,80 @@ fn what_record_writes_every_view_can_show() {
     assert_eq!(ends(&live.out), ends(&replayed));
 }
 
+/// The kernel side sends what it cannot decide: first events without a port, or a peer.
+#[test]
+fn a_filtered_recording_shows_nothing_of_others() {
+    if skipped("a_filtered_recording_shows_nothing_of_others") {
+        return;
+    }
+    own_netns();
+    let folder = Folder::new("filtered");
+    let filters: [&[&str]; 3] = [
+        &["-L", "7301"],
+        &["-D", "7301"],
+        &["--cidr", "127.0.0.3", "--syscalls"],
+    ];
+    let view = ["states", "-j", "--netns", "self", "--record"];
+    let running: Vec<_> = filters
+        .into_iter()
+        .enumerate()
+        .map(|(number, filter)| {
+            let shown = folder.file(&format!("{number}.tcps"));
+            let silent = folder.file(&format!("{number}-silent.tcps"));
+            let tool = Tool::start(&[&view[..], &[&shown], filter].concat());
+            let record = ["record", &silent, "--netns", "self"];
+            (
+                tool,
+                shown,
+                Tool::start(&[&record[..], filter].concat()),
+                silent,
+            )
+        })
+        .collect();
+    let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("a listener");
+    let listeners = [listen(7301), listen(7302)];
+    let _open: Vec<_> = listeners
+        .iter()
+        .map(|listener| {
+            let to = listener.local_addr().expect("bound");
+            assert!(TcpListener::bind(to).is_err(), "it is in use");
+            let client = TcpStream::connect(to).expect("a connection");
+            (client, listener.accept().expect("the other end"))
+        })
+        .collect();
+    traffic(5);
+    // With nothing to show they end with exit code 1.
+    let replayed = |view: &[&str], file: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
+        let output = run(command.args([view, &["-j", "--from", file]].concat()));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    for ((tool, file, record, silent), filter) in running.into_iter().zip(filters) {
+        let live = tool.stop();
+        assert!(live.status.success() && record.stop().status.success());
+        assert_eq!(live.out, replayed(&["states"], &file), "{filter:?}");
+        let key = match filter[0] {
+            "-L" => Some("lport"),
+            "-D" => Some("rport"),
+            _ => None,
+        };
+        for file in [&file, &silent] {
+            let rows = replayed(&["trace"], file);
+            let rows = rows
+                .lines()
+                .map(|row| -> Value { serde_json::from_str(row).expect("JSON") });
+            let transitions: Vec<_> = rows.filter(|row| row["event"] == "transition").collect();
+            assert_eq!(transitions.is_empty(), key.is_none(), "{filter:?}");
+            for row in transitions {
+                assert_eq!(key.map(|key| &row[key]), Some(&7301.into()), "{row}");
+            }
+        }
+    }
+    // It was watched, and what failed was not at this address.
+    let waits = replayed(&["timewait"], &folder.file("2-silent.tcps"));
+    assert!(waits.contains("\"failed_binds\":[]"), "{waits}");
+}
+
 #[test]
 fn an_anonymized_recording_has_no_address_and_no_name() {
     if skipped("an_anonymized_recording_has_no_address_and_no_name") {
