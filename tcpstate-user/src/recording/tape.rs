@@ -139,13 +139,13 @@ impl Tape {
                 return;
             }
         }
+        // As soon as there is room, so that nothing is concluded from silence; but not before it is known how late it was.
+        let turn = matches!(step, Step::Losses { .. });
+        if !turn {
+            self.tell_gap();
+        }
         match step {
-            Step::Record(_) => {
-                if std::mem::take(&mut self.gap) {
-                    Step::Unrecorded(self.known.unrecorded).write(&mut self.bytes);
-                }
-                self.known.records += 1;
-            }
+            Step::Record(_) => self.known.records += 1,
             Step::Losses { now, counters, .. } => {
                 self.known.now = *now;
                 self.known.lost = counters.lost;
@@ -156,6 +156,16 @@ impl Tape {
             _ => {}
         }
         step.write(&mut self.bytes);
+        if turn {
+            self.tell_gap();
+        }
+    }
+
+    /// Tells what was left out, if nothing says so yet.
+    fn tell_gap(&mut self) {
+        if std::mem::take(&mut self.gap) {
+            Step::Unrecorded(self.known.unrecorded).write(&mut self.bytes);
+        }
     }
 
     /// Some time has passed.
@@ -230,9 +240,7 @@ impl Tape {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
-        if self.gap {
-            Step::Unrecorded(self.known.unrecorded).write(&mut self.bytes);
-        }
+        self.tell_gap();
         let out = self.out.take();
         let sheet = Sheet {
             mark: self.mark,
@@ -401,5 +409,98 @@ impl Output {
         }
         self.names = names;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::mpsc::{Receiver, sync_channel},
+        time::Instant,
+    };
+
+    use super::{FULL, Mark, OVERFULL, Sheet, Step, Tape};
+    use crate::{kernel::Counters, recording::Steps, sink::OtherProtocols};
+
+    /// Nobody takes its blocks.
+    fn stuck() -> (Tape, Receiver<Sheet>) {
+        let (out, sheets) = sync_channel(0);
+        let tape = Tape {
+            bytes: Vec::new(),
+            names: Vec::new(),
+            mark: Mark::default(),
+            known: Mark::default(),
+            gap: false,
+            disguise: None,
+            begun: Instant::now(),
+            out: Some(out),
+            thread: None,
+            failure: None,
+        };
+        (tape, sheets)
+    }
+
+    fn turn(now: u64) -> Step<'static> {
+        Step::Losses {
+            now,
+            counters: Counters {
+                lost: 0,
+                not_found: 0,
+                passed_over: 0,
+                second_looks: 0,
+                unobserved: 0,
+                other_protocols: OtherProtocols::default(),
+            },
+            unread: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_told_in_the_turn_in_which_it_is_known() {
+        let (mut tape, _sheets) = stuck();
+        let record = vec![1; 60_000];
+        tape.take(&turn(1));
+        while tape.unrecorded() == 0 {
+            tape.take(&Step::Record(&record));
+        }
+        let full = tape.bytes.len();
+        tape.take(&turn(2));
+        tape.take(&Step::Record(&record));
+        tape.take(&Step::Record(&record));
+        tape.take(&Step::Settled(2));
+        tape.take(&turn(3));
+        tape.take(&Step::Settled(3));
+        tape.take(&turn(4));
+        tape.take(&Step::Record(&record));
+        tape.take(&Step::End(4));
+        let told: Result<Vec<_>, _> = Steps::new(&tape.bytes[full..]).collect();
+        let expected = [
+            turn(2),
+            Step::Unrecorded(1),
+            Step::Unrecorded(3),
+            Step::Settled(2),
+            turn(3),
+            Step::Settled(3),
+            turn(4),
+            Step::Unrecorded(4),
+            Step::End(4),
+        ];
+        assert_eq!(told, Ok(expected.to_vec()));
+    }
+
+    #[test]
+    fn a_gap_takes_no_more_memory_than_there_is() {
+        let (mut tape, _sheets) = stuck();
+        for now in 0..200_000 {
+            tape.take(&turn(now));
+            tape.take(&Step::Record(&[1; 1000]));
+            tape.take(&Step::Settled(now));
+        }
+        assert!((FULL..OVERFULL + 100).contains(&tape.bytes.len()));
+        let told = Steps::new(&tape.bytes).filter_map(|step| match step {
+            Ok(Step::Unrecorded(total)) => Some(total),
+            _ => None,
+        });
+        assert!(told.count() > 1000);
     }
 }

@@ -8,17 +8,22 @@ use std::{
 };
 
 use proptest::prelude::*;
-use tcpstate_common::record::{SocketRecord, TimeWaitRecord, TransitionRecord};
+use tcpstate_common::{
+    record::{SocketRecord, TimeWaitRecord, TransitionRecord},
+    state::TcpState,
+};
 use tcpstate_user::{
     kernel::{Counters, Hook, TimeWaitHook},
     lifecycle::Callers,
     recording::{FORMAT, Header, LAYOUT, Mark, ReadError, Reader, Step, Writer},
     sink::OtherProtocols,
 };
+use zerocopy::IntoBytes as _;
 
 use crate::{
     exports::{Folder, refused},
     machine::lives::{Scale, generate},
+    records::record,
 };
 
 /// Where the times of the recordings in `tests/fixtures/records` begin.
@@ -546,6 +551,51 @@ fn whoever_stops_reading_is_no_failure() {
         assert_eq!(output.status.code(), Some(0), "{view:?}: {message}");
         assert!(!message.contains("pipe"), "{view:?}: {message}");
     }
+}
+
+/// A gap without any turn in it, as a disk leaves it that stands still for long.
+#[test]
+fn what_is_missing_is_missing_for_all_of_the_time() {
+    const SECOND: u64 = 1_000_000_000;
+    let at = |seconds| START + seconds * SECOND;
+    let record = record(1, at(1), TcpState::Close, TcpState::Listen);
+    let steps = [
+        losses(at(1)),
+        Step::Record(record.as_bytes()),
+        Step::Settled(at(1)),
+        losses(at(31)),
+        Step::Unrecorded(700),
+        Step::Settled(at(31)),
+        losses(at(32)),
+        Step::Unrecorded(1000),
+        Step::End(at(32)),
+        losses(at(32)),
+    ];
+    let file = file(&header(Callers::default(), 4_000_000), &[bytes(&steps)]);
+    let file = Temporary::new("gap", &file);
+    let trace = shown(&["trace", "-j", "--from", file.path()]);
+    let told: Vec<_> = trace
+        .lines()
+        .filter(|line| line.contains("\"unrecorded\",\"count\""))
+        .map(|line| line.split_once("\"count\":").expect("a number").1)
+        .collect();
+    let time = |seconds: u64| format!("2027-01-15T08:00:{:02}.000000000Z", seconds + 1);
+    let row = |count, from, to| {
+        let (from, to) = (time(from), time(to));
+        format!("{count},\"from\":\"{from}\",\"to\":\"{to}\"}}")
+    };
+    assert_eq!(told, [row(700, 1, 31), row(300, 31, 32)]);
+    let states = shown(&["states", "-j", "--from", file.path(), "10"]);
+    let lost: Vec<_> = states
+        .lines()
+        .filter_map(|line| line.split_once("\"lost\":")?.1.split(',').next())
+        .collect();
+    assert_eq!(lost, ["700", "0", "0", "300"], "{states}");
+    assert_eq!(
+        states.matches("\"counts\":\"exact\"").count(),
+        0,
+        "{states}"
+    );
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub struct Losses {
     /// Transitions of protocols that were not asked for.
     pub other_protocols: OtherProtocols,
     checked: u64,
+    /// Until then it was told what is not in the recording that is shown.
+    told: u64,
     /// Records that are not in the recording, of what is shown.
     unrecorded: u64,
     /// The recording has ended, and that was said.
@@ -31,6 +33,7 @@ impl Losses {
             totals: LossTotals::default(),
             other_protocols: OtherProtocols::default(),
             checked: start,
+            told: start,
             unrecorded: 0,
             broken: false,
         }
@@ -84,6 +87,14 @@ impl Losses {
         if count == 0 {
             return Ok(());
         }
+        let from = match kind {
+            // Of a gap nothing was recorded, perhaps not even how late it was.
+            LossKind::Unrecorded => view.time.max(self.told).min(now),
+            _ => self.checked,
+        };
+        if kind == LossKind::Unrecorded {
+            self.told = now;
+        }
         if kind != LossKind::NotFound {
             view.lifecycle.events_lost(now);
             if let Some(reports) = &mut view.reports {
@@ -94,7 +105,7 @@ impl Losses {
         view.sink.loss(&Loss {
             kind,
             count,
-            from: self.checked,
+            from,
             to: now,
         })
     }
