@@ -312,11 +312,12 @@ fn finish(
 /// Says in numbers what was shown of this time.
 pub fn sum_up(
     view: &mut View,
-    losses: &Losses,
+    losses: &mut Losses,
     hooks: Vec<&'static str>,
     time: Range<u64>,
     args: &OutputArgs,
 ) -> Result<()> {
+    losses.say_rest(view);
     let counts = view.counts();
     let end = view.reported().unwrap_or(time.end);
     let time = end.saturating_sub(time.start);

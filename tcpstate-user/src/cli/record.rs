@@ -19,7 +19,7 @@ use crate::{
     analysis::{Connection, Report},
     disguise::{Disguise, Secret},
     lifecycle::Transition,
-    loss::Loss,
+    loss::{Loss, LossKind},
     message::{plural, say},
     recording::{self, Header, Rotation, Tape, part_name},
     sink::{Sink, Summary, escape},
@@ -213,8 +213,12 @@ pub fn end(args: &RecordingArgs, tape: Option<&mut Tape>) -> Result<()> {
             recorded.left
         ),
     };
+    let left_out = match recorded.unrecorded {
+        0 => String::new(),
+        some => format!("; LOST {some}: {}", LossKind::Unrecorded.advice()),
+    };
     say(format_args!(
-        "{} in {}: {}{parts}",
+        "{} in {}: {}{parts}{left_out}",
         plural(recorded.records, "record"),
         escape::path(path),
         plural(recorded.bytes, "byte")

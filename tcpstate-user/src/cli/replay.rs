@@ -251,7 +251,7 @@ impl Replay {
             self.finish(self.now)?;
         }
         let end = self.end.unwrap_or(self.now);
-        live::sum_up(&mut self.view, &self.losses, hooks, began..end, args)
+        live::sum_up(&mut self.view, &mut self.losses, hooks, began..end, args)
     }
 }
 
