@@ -314,10 +314,12 @@ impl Output {
             }
         }
         self.end_part(&last)?;
+        let left = self.parts.iter();
+        let left = left.filter(|path| path.try_exists().unwrap_or(true));
         Ok(Recorded {
             bytes: self.bytes,
             parts: self.header.part,
-            left: u32::try_from(self.parts.len()).unwrap_or(u32::MAX),
+            left: u32::try_from(left.count()).unwrap_or(u32::MAX),
             records: 0,
             unrecorded: 0,
         })
@@ -346,7 +348,11 @@ impl Output {
             && self.parts.len() > rotation.keep.max(1) as usize
             && let Some(oldest) = self.parts.pop_front()
         {
-            fs::remove_file(oldest)?;
+            match fs::remove_file(oldest) {
+                // Somebody else was faster.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed?,
+            }
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::{
     io::Cursor,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 use proptest::prelude::*;
@@ -15,7 +16,10 @@ use tcpstate_common::{
 use tcpstate_user::{
     kernel::{Counters, Hook, TimeWaitHook},
     lifecycle::Callers,
-    recording::{FORMAT, Header, LAYOUT, Mark, ReadError, Reader, Step, Writer},
+    recording::{
+        FORMAT, Header, LAYOUT, Mark, ReadError, Reader, Recorded, Rotation, Step, Tape, Writer,
+        part_name,
+    },
     sink::OtherProtocols,
 };
 use zerocopy::IntoBytes as _;
@@ -596,6 +600,54 @@ fn what_is_missing_is_missing_for_all_of_the_time() {
         0,
         "{states}"
     );
+}
+
+/// What becomes of a recording of three turns, after each of which somebody touches its files.
+fn touched(
+    folder: &Folder,
+    name: &str,
+    rotation: Option<Rotation>,
+    touch: impl Fn(&Path, u32),
+) -> Recorded {
+    let path = PathBuf::from(folder.path(name));
+    let header = header(Callers::default(), 4_000_000);
+    let mut tape = Tape::begin(&path, rotation, header).expect("a new file");
+    for turn in 0..3 {
+        // Blocks, which cannot be packed.
+        let mut random = u64::from(turn) + 1;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random.to_le_bytes()[0]
+        })
+        .take(3 << 20)
+        .collect();
+        for some in noise.chunks(60_000) {
+            tape.take(&Step::Record(some));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        touch(&path, turn);
+    }
+    tape.close().expect("written")
+}
+
+#[test]
+fn old_parts_may_be_cleared_away_by_others() {
+    let folder = Folder::new("cleared");
+    let rotation = Rotation {
+        bytes: 1 << 16,
+        keep: 2,
+    };
+    let recorded = touched(&folder, "many.tcps", Some(rotation), |path, turn| {
+        if turn == 0 {
+            while !part_name(path, 2).exists() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            fs::remove_file(part_name(path, 1)).expect("the first part");
+        }
+    });
+    assert!(recorded.parts > 2, "{recorded:?}");
 }
 
 #[test]
