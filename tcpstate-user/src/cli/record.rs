@@ -21,7 +21,7 @@ use crate::{
     lifecycle::Transition,
     loss::{Loss, LossKind},
     message::{plural, say},
-    recording::{self, Header, Rotation, Tape, part_name},
+    recording::{self, Astray, Header, Rotation, Tape, part_name},
     sink::{Sink, Summary, escape},
 };
 
@@ -217,13 +217,27 @@ pub fn end(args: &RecordingArgs, tape: Option<&mut Tape>) -> Result<()> {
         0 => String::new(),
         some => format!("; LOST {some}: {}", LossKind::Unrecorded.advice()),
     };
-    say(format_args!(
-        "{} in {}: {}{parts}{left_out}",
-        plural(recorded.records, "record"),
-        escape::path(path),
-        plural(recorded.bytes, "byte")
-    ));
-    Ok(())
+    // Of the only file the error says it all.
+    if recorded.parts > 1 || recorded.astray.is_none() {
+        say(format_args!(
+            "{} in {}: {}{parts}{left_out}",
+            plural(recorded.records, "record"),
+            escape::path(path),
+            plural(recorded.bytes, "byte")
+        ));
+    }
+    let Some((path, astray)) = &recorded.astray else {
+        return Ok(());
+    };
+    let (path, what) = (escape::path(path), astray.what());
+    match astray {
+        Astray::Moved => {
+            bail!("{path}: {what}, and is whole; it has the name that it was given then{left_out}")
+        }
+        Astray::Removed => {
+            bail!("{path}: {what}, and what was in it is gone; leave it where it is until the end")
+        }
+    }
 }
 
 /// Shows nothing but a summary.

@@ -22,7 +22,7 @@ pub use self::{
     parts::{Parts, Rotation, is_there, part_name},
     reader::Reader,
     step::{Holder, NoStep, Step, Steps},
-    tape::{Recorded, Tape},
+    tape::{Astray, Recorded, Tape},
     writer::Writer,
 };
 

@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     thread::{self, JoinHandle},
@@ -16,7 +16,7 @@ use indexmap::IndexMap;
 use rustc_hash::FxBuildHasher;
 
 use super::{Header, Mark, Rotation, Step, Writer, parts};
-use crate::{disguise::Disguise, kernel::keep_files};
+use crate::{disguise::Disguise, kernel::keep_files, message::say, sink::escape};
 
 /// Bytes of a block before it is packed.
 const FULL: usize = 1 << 20;
@@ -53,6 +53,44 @@ pub struct Recorded {
     pub records: u64,
     /// Records left out because the writing did not keep up.
     pub unrecorded: u64,
+    /// The first file that had lost its name when it was ended.
+    pub astray: Option<(PathBuf, Astray)>,
+}
+
+/// A file that somebody else has taken its name from while it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Astray {
+    /// It has another name.
+    Moved,
+    /// It has none, and is gone with its end.
+    Removed,
+}
+
+impl Astray {
+    /// Whether the file that is open is still the one with this name. What may not be looked at, may be there.
+    fn of(file: &File, path: &Path) -> Option<Self> {
+        let open = file.metadata().ok()?;
+        let same = match fs::symlink_metadata(path) {
+            Ok(there) => (there.dev(), there.ino()) == (open.dev(), open.ino()),
+            Err(error) => !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ),
+        };
+        (!same).then_some(match open.nlink() {
+            0 => Self::Removed,
+            _ => Self::Moved,
+        })
+    }
+
+    /// What happened, for people.
+    #[must_use]
+    pub const fn what(self) -> &'static str {
+        match self {
+            Self::Moved => "the file was moved away while it was written",
+            Self::Removed => "the file was removed while it was written",
+        }
+    }
 }
 
 /// Takes the steps of a run.
@@ -270,6 +308,10 @@ struct Output {
     /// Number of the next block.
     number: u64,
     synced: Instant,
+    /// That a file has lost its name was said.
+    warned: bool,
+    /// See [`Recorded::astray`].
+    astray: Option<(PathBuf, Astray)>,
     names: IndexMap<u64, String, FxBuildHasher>,
 }
 
@@ -287,6 +329,8 @@ impl Output {
             parts: VecDeque::new(),
             number: 0,
             synced: Instant::now(),
+            warned: false,
+            astray: None,
             names: IndexMap::default(),
         };
         output.begin_part()?;
@@ -322,6 +366,7 @@ impl Output {
             left: u32::try_from(left.count()).unwrap_or(u32::MAX),
             records: 0,
             unrecorded: 0,
+            astray: self.astray.take(),
         })
     }
 
@@ -366,6 +411,11 @@ impl Output {
             let (file, bytes) = writer.finish(&mark)?;
             file.sync_all()?;
             self.bytes += bytes;
+            if self.astray.is_none()
+                && let Some(path) = self.parts.back()
+            {
+                self.astray = Astray::of(&file, path).map(|astray| (path.clone(), astray));
+            }
         }
         Ok(())
     }
@@ -385,6 +435,17 @@ impl Output {
     fn sync(&mut self) -> io::Result<()> {
         if let Some(writer) = &self.writer {
             writer.get_ref().sync_data()?;
+            if !self.warned
+                && let Some(path) = self.parts.back()
+                && let Some(astray) = Astray::of(writer.get_ref(), path)
+            {
+                self.warned = true;
+                say(format_args!(
+                    "warning: {}: {}; the recording goes on in it",
+                    escape::path(path),
+                    astray.what()
+                ));
+            }
         }
         self.synced = Instant::now();
         Ok(())

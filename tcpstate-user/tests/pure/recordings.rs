@@ -17,8 +17,8 @@ use tcpstate_user::{
     kernel::{Counters, Hook, TimeWaitHook},
     lifecycle::Callers,
     recording::{
-        FORMAT, Header, LAYOUT, Mark, ReadError, Reader, Recorded, Rotation, Step, Tape, Writer,
-        part_name,
+        Astray, FORMAT, Header, LAYOUT, Mark, ReadError, Reader, Recorded, Rotation, Step, Tape,
+        Writer, part_name,
     },
     sink::OtherProtocols,
 };
@@ -648,6 +648,31 @@ fn old_parts_may_be_cleared_away_by_others() {
         }
     });
     assert!(recorded.parts > 2, "{recorded:?}");
+}
+
+#[test]
+fn a_file_that_is_taken_away_is_told() {
+    let folder = Folder::new("away");
+    let recorded = touched(&folder, "left.tcps", None, |_, _| {});
+    assert_eq!(recorded.astray, None);
+    let recorded = touched(&folder, "gone.tcps", None, |path, turn| {
+        if turn == 1 {
+            fs::remove_file(path).expect("the file");
+        }
+    });
+    let path = folder.path("gone.tcps").into();
+    assert_eq!(recorded.astray, Some((path, Astray::Removed)));
+    let other = PathBuf::from(folder.path("other.tcps"));
+    let recorded = touched(&folder, "moved.tcps", None, |path, turn| {
+        if turn == 1 {
+            fs::rename(path, &other).expect("the file");
+            fs::write(path, "something else").expect("a file");
+        }
+    });
+    let path = folder.path("moved.tcps").into();
+    assert_eq!(recorded.astray, Some((path, Astray::Moved)));
+    let (blocks, error) = read(&fs::read(&other).expect("the recording"));
+    assert!(blocks.len() >= 3 && error.is_none(), "{error:?}");
 }
 
 #[test]
