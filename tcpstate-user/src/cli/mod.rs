@@ -51,6 +51,9 @@ enum Outcome {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    // A file that may not grow (`ulimit -f`) is an error of the write, which says which file it is.
+    // SAFETY: nothing of ours runs in a handler: the signal is ignored.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     match CommandLine::parse(env::args_os()) {
         Ok(command) => command.run(),
         Err(code) => code,

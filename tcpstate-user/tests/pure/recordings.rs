@@ -675,6 +675,26 @@ fn a_file_that_is_taken_away_is_told() {
     assert!(blocks.len() >= 3 && error.is_none(), "{error:?}");
 }
 
+/// `ulimit -f`: the kernel would end the process by SIGXFSZ.
+#[test]
+fn a_file_that_may_not_grow_is_an_error() {
+    let folder = Folder::new("limit");
+    let from = folder.recording("from.tcps", &of_fixture("late_fin.bin"));
+    let out = folder.path("out");
+    let tool = env!("CARGO_BIN_EXE_tcpstate");
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            "ulimit -f 1; exec \"$0\" trace -j --from \"$1\" -o \"$2\"",
+        ])
+        .args([tool, &from, &out])
+        .output()
+        .expect("sh starts");
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("File too large"), "{message}");
+}
+
 #[test]
 fn the_summary_is_of_what_reports_cover() {
     const SECOND: u64 = 1_000_000_000;
