@@ -506,7 +506,7 @@ impl View {
     /// Whether there was anything to show.
     pub const fn has_shown(&self) -> bool {
         match self.reports {
-            _ if self.idle => self.events > 0,
+            _ if self.idle => self.events + self.passed + self.undecodable > 0,
             Some(_) => self.counted,
             None => self.shown > 0,
         }

@@ -212,6 +212,32 @@ fn a_filtered_recording_shows_nothing_of_others() {
 }
 
 #[test]
+fn what_was_there_before_is_something_recorded() {
+    if skipped("what_was_there_before_is_something_recorded") {
+        return;
+    }
+    own_netns();
+    let folder = Folder::new("before");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+    let to = (Ipv4Addr::LOCALHOST, port(listener.local_addr()));
+    let client = TcpStream::connect(to).expect("a connection");
+    let record = |name: &str, more: &[&str]| {
+        let file = folder.file(name);
+        let flags = ["record", &file, "--netns", "self", "--duration", "1"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
+        let output = run(command.args([&flags[..], more].concat()));
+        (output.status.code(), file)
+    };
+    let (code, file) = record("some.tcps", &[]);
+    assert_eq!(code, Some(0));
+    let rows = shown(&["conns", "-s", "--running", "--from", &file]);
+    assert_eq!(rows.lines().count(), 3, "{rows}");
+    let (code, _) = record("none.tcps", &["--skip-existing"]);
+    assert_eq!(code, Some(1));
+    drop(client);
+}
+
+#[test]
 fn an_anonymized_recording_has_no_address_and_no_name() {
     if skipped("an_anonymized_recording_has_no_address_and_no_name") {
         return;
