@@ -54,7 +54,7 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
     if let Some(from) = &args.recording.from {
         return replay::run(args, shape, from);
     }
-    record::check(&args.recording)?;
+    record::check(&args.recording, args.output.output.as_deref())?;
     let cgroups = Cgroups::open();
     let filter = args.filter.resolve(&cgroups)?;
     let target = output::open(&args.output)?;

@@ -1,6 +1,10 @@
 //! `tcpstate record`, and what views have to do with recordings.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{
@@ -134,7 +138,7 @@ pub fn run(args: &RecordArgs) -> Result<Outcome> {
 }
 
 /// Fails early where a live view would ignore what it was told, or its recording would fail later.
-pub fn check(args: &RecordingArgs) -> Result<()> {
+pub fn check(args: &RecordingArgs, output: Option<&Path>) -> Result<()> {
     // clap lets a missing flag pass where something excludes it: `--from` where there is `--for`.
     let past = [("--since", &args.since), ("--until", &args.until)];
     if let Some((flag, _)) = past.iter().find(|(_, time)| time.is_some()) {
@@ -154,7 +158,51 @@ pub fn check(args: &RecordingArgs) -> Result<()> {
             bail!("{}", refusal(path, &io::ErrorKind::AlreadyExists.into()));
         }
     }
+    if output.is_some_and(|output| place(output) == place(path)) {
+        bail!(
+            "{}: --record and --output are the same file; give one of them another name",
+            escape::path(path)
+        );
+    }
+    if args.rotate.is_none()
+        && let Some(whole) = whole_of(path)
+    {
+        bail!(
+            "{}: it would be taken for a part of {}, of which there are parts already; give another name",
+            escape::path(path),
+            escape::path(&whole)
+        );
+    }
     Ok(())
+}
+
+/// Where a file is that is not there yet, however its folder is spelled.
+fn place(path: &Path) -> PathBuf {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    match (fs::canonicalize(folder), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// The rotated recording that a file of this name would be a part of, if there is one.
+fn whole_of(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_str()?;
+    let number = |digits: &str| digits.parse().ok();
+    let parts = name.match_indices('.').filter_map(|(at, _)| {
+        let (stem, rest) = (&name[..at], &name[at + 1..]);
+        let (digits, extension) = match rest.split_once('.') {
+            Some((digits, extension)) => (digits, format!(".{extension}")),
+            None => (rest, String::new()),
+        };
+        let whole = path.with_file_name(format!("{stem}{extension}"));
+        (part_name(&whole, number(digits)?) == path).then_some(whole)
+    });
+    let mut there = parts.filter(|whole| !whole.exists() && recording::is_there(whole));
+    there.next()
 }
 
 /// Begins the recording that was asked for, if one was.
@@ -183,7 +231,7 @@ pub fn disguise(secrets: &[Secret]) -> Result<Option<Disguise>> {
 }
 
 /// Why nothing can be written there.
-pub fn refusal(path: &std::path::Path, error: &io::Error) -> String {
+pub fn refusal(path: &Path, error: &io::Error) -> String {
     let path = escape::path(path);
     if error.kind() == io::ErrorKind::AlreadyExists {
         format!(

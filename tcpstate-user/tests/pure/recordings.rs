@@ -602,6 +602,29 @@ fn what_is_missing_is_missing_for_all_of_the_time() {
     );
 }
 
+/// `-o` and a recording are written while it runs; `record` looks beyond before it begins.
+#[test]
+fn files_that_get_into_each_others_way_are_refused() {
+    let folder = Folder::new("way");
+    let there = folder.recording("r.000008.tcps", &of_fixture("late_fin.bin"));
+    let one = folder.path("one.tcps");
+    let spelled = Path::new(&one);
+    let parent = spelled.parent().expect("a folder");
+    let name = parent.file_name().expect("a name").to_str().expect("text");
+    let other = folder.path(&format!("../{name}/one.tcps"));
+    for output in [&one, &other] {
+        let message = refused(&["trace", "--record", &one, "-o", output]);
+        assert!(message.contains("are the same file"), "{message}");
+    }
+    assert!(!spelled.exists());
+    for name in ["r.000001.tcps", "r.000009.tcps"] {
+        let message = refused(&["record", &folder.path(name)]);
+        assert!(message.contains("taken for a part of"), "{message}");
+    }
+    assert_eq!(fs::read_dir(parent).expect("the folder").count(), 1);
+    fs::remove_file(there).expect("the part");
+}
+
 /// What becomes of a recording of three turns, after each of which somebody touches its files.
 fn touched(
     folder: &Folder,
