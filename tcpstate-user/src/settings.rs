@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::LocalPorts;
+use crate::analysis::{LocalPorts, Reuse};
 
 /// The settings that matter here, below `/proc/sys/net`; and what every kernel since 5.8 has if nobody changed it, where
 /// that is one value.
@@ -60,14 +60,19 @@ impl Settings {
         self.values.insert(name(path).to_owned(), words.join(" "));
     }
 
-    /// The local ports that connect() may pick from, if they are known.
+    /// The local ports that connect() may pick from, if they are known. `addresses` says whether those of connections are the
+    /// ones that were seen.
     #[must_use]
-    pub fn local_ports(&self) -> Option<LocalPorts> {
-        LocalPorts::parse(
+    pub fn local_ports(&self, addresses: bool) -> Option<LocalPorts> {
+        let mut ports = LocalPorts::parse(
             self.get("ip_local_port_range")?,
             self.get("ip_local_reserved_ports").unwrap_or_default(),
             self.get("tcp_tw_reuse").unwrap_or_default(),
-        )
+        )?;
+        if ports.reuse == Reuse::Loopback && !addresses {
+            ports.reuse = Reuse::Somewhere;
+        }
+        Some(ports)
     }
 
     /// Those that somebody has changed, as far as that can be told.
@@ -98,8 +103,8 @@ mod tests {
         settings.insert("core/somaxconn", "128\n");
         let changed: Vec<_> = settings.changed().collect();
         assert_eq!(changed, [("somaxconn", "128"), ("tcp_fin_timeout", "30")]);
-        let ports = settings.local_ports().map(|ports| ports.count());
+        let ports = settings.local_ports(true).map(|ports| ports.count());
         assert_eq!(ports, Some(28_232));
-        assert_eq!(Settings::default().local_ports(), None);
+        assert_eq!(Settings::default().local_ports(true), None);
     }
 }

@@ -8,6 +8,8 @@ pub enum Reuse {
     Never,
     /// On the loopback interface.
     Loopback,
+    /// On the loopback interface, and which addresses are there is not known.
+    Somewhere,
     /// Always.
     Always,
 }

@@ -82,7 +82,10 @@ struct Outlook {
     /// Change of the ports in use in so many nanoseconds.
     growth: Option<(i64, u64)>,
     until_none: Option<Phase>,
+    /// Ports of minisockets may be taken over.
     reuse: bool,
+    /// Or may not: that depends on what is not known.
+    perhaps: bool,
     /// Of many destinations: limits do not add up.
     many: bool,
 }
@@ -228,7 +231,12 @@ impl Ports {
             .iter()
             .filter(|(_, sum)| sum.outlook.limit.is_none())
             .count();
-        let reuse = groups.groups.iter().any(|(_, sum)| sum.outlook.reuse);
+        let any = |wanted: fn(&Outlook) -> bool| {
+            let mut groups = groups.groups.iter();
+            groups.any(|(_, sum)| wanted(&sum.outlook))
+        };
+        let reuse = any(|outlook| outlook.reuse && !outlook.perhaps);
+        let perhaps = any(|outlook| outlook.perhaps);
         let order = Order {
             column: "used_share",
             top: self.top,
@@ -243,6 +251,13 @@ impl Ports {
         if reuse {
             notes.push(
                 "`>=`: connect() may take over TIME_WAITs older than a second (tcp_tw_reuse)"
+                    .to_owned(),
+            );
+        }
+        if perhaps {
+            notes.push(
+                "`>=`: connect() may take over TIME_WAITs older than a second if they are of this host alone (tcp_tw_reuse), which \
+                 other addresses do not tell"
                     .to_owned(),
             );
         }
@@ -315,8 +330,9 @@ impl Use {
             reuse: match reuse {
                 Reuse::Never => false,
                 Reuse::Loopback => self.loopback && self.minisockets > 0,
-                Reuse::Always => self.minisockets > 0,
+                Reuse::Somewhere | Reuse::Always => self.minisockets > 0,
             },
+            perhaps: reuse == Reuse::Somewhere && self.minisockets > 0,
             many: false,
         };
         let often = self
@@ -398,7 +414,11 @@ impl Use {
             Cell::known(self.netns.or(outlook.many.then_some(0)), |_| {
                 Cell::Count(self.failed)
             }),
-            Cell::Word(if outlook.reuse { "yes" } else { "no" }),
+            match (outlook.perhaps, outlook.reuse) {
+                (true, _) => Cell::Unknown,
+                (_, true) => Cell::Word("yes"),
+                (_, false) => Cell::Word("no"),
+            },
         ]
     }
 }

@@ -183,6 +183,7 @@ fn watch(
             limit: conditions.limit,
             netns,
             settings: conditions.settings,
+            addresses: conditions.addresses,
         };
         Box::new(Watch::new(&known, &thresholds, seen))
     };

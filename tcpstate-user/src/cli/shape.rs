@@ -60,6 +60,8 @@ pub struct Conditions<'a> {
     pub hooks: &'a [&'static str],
     /// What network namespaces had set when the run began, where that could be read.
     pub settings: &'a [Settings],
+    /// Addresses are those that were seen.
+    pub addresses: bool,
 }
 
 impl Shape {

@@ -72,7 +72,9 @@ pub fn timewait(args: &WaitsArgs) -> Result<Outcome> {
     )?;
     let tally = move |conditions: &Conditions<'_>| -> Box<dyn Tally> {
         let ports = conditions.settings.iter();
-        let ports = ports.filter_map(|settings| Some((settings.netns, settings.local_ports()?)));
+        let ports = ports.filter_map(|settings| {
+            Some((settings.netns, settings.local_ports(conditions.addresses)?))
+        });
         Box::new(Waits::new(WaitsOptions {
             by,
             order,

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     analysis::{Connections, Report, Reports},
+    disguise::Secret,
     event::{CallEvent, CallStep, Event, Process, TimeWaitStep, TransitionEvent},
     filter::{Filter, Gate, Unattributed},
     kernel::{Hook, Owners, TimeWaitHook},
@@ -580,6 +581,10 @@ fn reports(periodic: Periodic, header: &Header, limit: usize) -> Reports {
         limit,
         hooks: &hooks,
         settings: &header.settings,
+        addresses: !header
+            .anonymized
+            .iter()
+            .any(|what| what == Secret::Addresses.label()),
     });
     let every = periodic
         .every

@@ -36,6 +36,8 @@ pub struct Known<'a> {
     pub netns: Option<u32>,
     /// What network namespaces have set.
     pub settings: &'a [Settings],
+    /// Addresses are those that were seen.
+    pub addresses: bool,
 }
 
 /// Watches through the views `closers`, `timewait`, `states --leaks`, and one of its own.
@@ -73,7 +75,7 @@ impl Watch {
         let ports = known
             .settings
             .iter()
-            .filter_map(|settings| Some((settings.netns, settings.local_ports()?)));
+            .filter_map(|settings| Some((settings.netns, settings.local_ports(known.addresses)?)));
         let wanted = |settings: &&Settings| known.netns.is_none_or(|only| only == settings.netns);
         let settings = known.settings.iter().filter(wanted);
         let namespaces = settings.map(|settings| Namespace {

@@ -44,6 +44,7 @@ fn seen(all: &[Sent], thresholds: &Thresholds) -> Snapshot {
         limit: 10_000,
         netns: None,
         settings: &[settings],
+        addresses: true,
     };
     let mut run = Run::new(Watch::new(&known, thresholds, Rc::clone(&seen)), None);
     run.reports.all_found();

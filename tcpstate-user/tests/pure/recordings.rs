@@ -20,6 +20,7 @@ use tcpstate_user::{
         Astray, FORMAT, Header, LAYOUT, Mark, ReadError, Reader, Recorded, Rotation, Step, Tape,
         Writer, part_name,
     },
+    settings::Settings,
     sink::OtherProtocols,
 };
 use zerocopy::IntoBytes as _;
@@ -716,6 +717,40 @@ fn a_file_that_may_not_grow_is_an_error() {
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("File too large"), "{message}");
+}
+
+/// Whether both ends of a connection are on this host is not known if the addresses are others.
+#[test]
+fn what_other_addresses_do_not_tell_is_unknown() {
+    let mut settings = Settings {
+        netns: 1,
+        ..Settings::default()
+    };
+    settings.insert("ipv4/ip_local_port_range", "1024\t65535\n");
+    settings.insert("ipv4/tcp_tw_reuse", "2\n");
+    let rows = |anonymized: &[&str]| {
+        let change = |header: Header| Header {
+            settings: vec![settings.clone()],
+            anonymized: anonymized.iter().map(ToString::to_string).collect(),
+            ..header
+        };
+        let file = Temporary::new("reuse", &changed("late_fin.bin", change));
+        let view = ["timewait", "-j", "--from", file.path()];
+        (shown(&view), shown(&["timewait", "--from", file.path()]))
+    };
+    for (anonymized, reuse) in [
+        (&[][..], "\"yes\""),
+        (&["names"], "\"yes\""),
+        (&["addresses"], "null"),
+        (&["addresses", "names"], "null"),
+    ] {
+        let (json, text) = rows(anonymized);
+        let told = format!("\"reuse\":{reuse}");
+        assert!(json.contains(&told), "{anonymized:?}: {json}");
+        assert!(text.contains(" >="), "{text}");
+        let note = text.contains("other addresses do not tell");
+        assert_eq!(note, reuse == "null", "{text}");
+    }
 }
 
 #[test]
