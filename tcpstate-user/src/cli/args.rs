@@ -63,13 +63,13 @@ pub enum Command {
 }
 
 const TRACE_HELP: &str = "\
-Columns: MS is the time spent in OLD, in milliseconds: `>=` at least (the beginning was not seen), `<=` at most
-(something in between was not seen), `-` not known. `!` marks a transition that does not follow from what was seen:
+Columns: MS is the time spent in OLD, in milliseconds: `>=` at least (the beginning was not seen), `<=` at most \
+(something in between was not seen), `-` not known. `!` marks a transition that does not follow from what was seen: \
 events were lost. An end without a port yet is shown as `address:-`, one that is not known as `-`, any as `*`.
-After NEW stands why: the socket's error (ECONNRESET: a RST came), or why TIME_WAIT ended or was restarted. `mini`: a
+After NEW stands why: the socket's error (ECONNRESET: a RST came), or why TIME_WAIT ended or was restarted. `mini`: a \
 minisocket took over in FIN_WAIT2, waiting for the peer's FIN.
-PID and COMM are shown only when the kernel told us: this transition happened in that process's own system call on
-this very socket, or an earlier one did, or its listener's. VIA (-w, -j, -s) says which: connect, listen, close,
+PID and COMM are shown only when the kernel told us: this transition happened in that process's own system call on \
+this very socket, or an earlier one did, or its listener's. VIA (-w, -j, -s) says which: connect, listen, close, \
 shutdown, syscall (another one), listener, accept (with --syscalls); or scan: the process held a socket that was there before.
 
 Exit code: 0 something was shown, or ended by Ctrl-C; 1 nothing matched; 2 an error.
@@ -81,13 +81,13 @@ Examples:
   tcpstate trace --cidr 10.0.0.0/8 -j | jq -r 'select(.new==\"close\") | [.raddr,.error] | @tsv'";
 
 const CONNS_HELP: &str = "\
-A connection is printed when its TIME_WAIT has ended, not when the socket says CLOSE; with --running also what is left at
-the end of the run. Columns: OPENED by this host (active) or the peer (passive). CLOSED first by this host (local), the
-peer (remote), both at once, or none. HOW it ended: fin, rst_sent (SO_LINGER 0, unread data, data after close),
-rst_received, timeout, refused, unreachable, destroyed (ss -K, namespace gone), aborted (connect() given up); the state
-of what is still there. TW(s): the
-actual TIME_WAIT in seconds. `>=` at least, `<=` at most, `-` none or not known; `!` events were lost. PID and COMM: the
-process that closed, if this side did, else the one it belonged to, as far as the kernel told. -w has the time in each
+A connection is printed when its TIME_WAIT has ended, not when the socket says CLOSE; with --running also what is left at \
+the end of the run. Columns: OPENED by this host (active) or the peer (passive). CLOSED first by this host (local), the \
+peer (remote), both at once, or none. HOW it ended: fin, rst_sent (SO_LINGER 0, unread data, data after close), \
+rst_received, timeout, refused, unreachable, destroyed (ss -K, namespace gone), aborted (connect() given up); the state \
+of what is still there. TW(s): the \
+actual TIME_WAIT in seconds. `>=` at least, `<=` at most, `-` none or not known; `!` events were lost. PID and COMM: the \
+process that closed, if this side did, else the one it belonged to, as far as the kernel told. -w has the time in each \
 state, why TIME_WAIT ended, how often it was restarted (RES), bytes, segments sent again (RETR), round-trip time.
 
 Exit code: 0 something was shown, or ended by Ctrl-C; 1 nothing matched; 2 an error.

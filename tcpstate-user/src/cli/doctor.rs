@@ -29,16 +29,16 @@ use crate::{
 };
 
 const DOCTOR_HELP: &str = "\
-It watches, reads what each network namespace has set and counted, and says what it
+It watches, reads what each network namespace has set and counted, and says what it \
 found, worst first:
   HIGH    something fails, or will soon
   NOTICE  worth a look during the day
   fine    looks alarming elsewhere, and is not; it says why
   seen who why         the evidence, who causes it, why it matters or does not
-  first then effect    what to change in the application, what in the kernel then, and
-                       what that would do with these numbers
+  first then effect    what to change in the application, then in the kernel,
+                       and what that would do with these numbers
   not more             what not to do; commands that show more
-Every threshold is a flag. What only the kernel's counters tell is not known from a
+Every threshold is a flag. What only the kernel's counters tell is not known from a \
 recording.
 
 Exit code: 0 nothing is high; 1 something is; 2 it could not look.

@@ -34,10 +34,10 @@ perfetto: a trace for ui.perfetto.dev. Each connection is a track with its state
 csv:      connections.csv and transitions.csv in the folder OUT, with the columns of `conns -s` and `trace -s`.
 parquet:  the same two tables for data frames: connections.parquet and transitions.parquet, with types, null for what is not known.
 jsonl:    what `trace -j` and `conns -j --running` print, in one file.
-docs/export.md describes them. Connections that had not ended are in all of them. Files are new, and only their owner may
+docs/export.md describes them. Connections that had not ended are in all of them. Files are new, and only their owner may \
 read them.
 
-Exit code: 0 something was exported; 1 nothing matched; 2 an error, or the recording is damaged: what comes before the
+Exit code: 0 something was exported; 1 nothing matched; 2 an error, or the recording is damaged: what comes before the \
 damage is exported.
 
 Examples:

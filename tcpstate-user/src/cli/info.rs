@@ -22,7 +22,7 @@ use crate::{
 };
 
 const INFO_HELP: &str = "\
-The whole recording is read and checked. Exit code: 0 it is whole; 2 it is not, or cannot
+The whole recording is read and checked. Exit code: 0 it is whole; 2 it is not, or cannot \
 be read: what is said of it is what comes before the damage.";
 
 /// Flags of `tcpstate info`.

@@ -40,19 +40,19 @@ pub struct PeriodArgs {
 
 const CLOSERS_HELP: &str = "\
 A connection is counted when its first close happens.
-  COMM     the process: if this side closed first, the one that did so in its own
-           system call; else the one that the socket belongs to, or its listener;
-           `unknown` where the kernel did not tell
-  SERVICE  the listening end: `<-` ours (the peer connected), `->` the peer's (we
-           did), `?` opened before we looked
+  COMM     the process: if this side closed first, the one that did so in its
+           own system call; else the one that the socket belongs to, or its
+           listener; `unknown` where the kernel did not tell
+  SERVICE  the listening end: `<-` ours (the peer connected), `->` the peer's
+           (we did), `?` opened before we looked
   FIN RST  this side closed first, with that
   PEER     the peer closed first, with either
   ACTIVE%  how many of both this side closed first
-  TW       TIME_WAITs that began. `>=`: minisockets were born in FIN_WAIT2, and the
-           kernel may tell only when they end that the peer's FIN came before.
-           `-`: not observed
+  TW       TIME_WAITs that began. `>=`: minisockets were born in FIN_WAIT2, and
+           the kernel may tell only when they end that the peer's FIN came
+           before. `-`: not observed
   /S       closes a second
--w and -j also have closes by nobody (NONE: timed out, destroyed), those whose
+-w and -j also have closes by nobody (NONE: timed out, destroyed), those whose \
 first close was lost (UNKNOWN), and crossed FINs (SIMULT, counted in FIN too).
 --by remote has a port only where we connected: others are picked by the peer.
 
@@ -74,11 +74,11 @@ Times are milliseconds, of what has ended while we looked:
   TIME_WAIT      from its first start to its real end
   CLOSE_WAIT     until our application has closed
   LAST_ACK       until the peer has acknowledged our FIN
-  active close   from our FIN to the start of TIME_WAIT, or CLOSE if there is none
+  active close   from our FIN to the start of TIME_WAIT, or else CLOSE
   passive close  from the peer's FIN to CLOSE
-Quantiles are at most 1 % too large, MAX is exact. NOT EXACT: only a bound is known
+Quantiles are at most 1 % too large, MAX is exact. NOT EXACT: only a bound is known \
 (begun before we looked, or events were lost); these are in no other column.
---state selects: states, and `close` for the two closes. --by is as in closers;
+--state selects: states, and `close` for the two closes. --by is as in closers; \
 COMM is the process that `trace` shows.
 
 Exit code: 0 something was measured, or ended by Ctrl-C; 1 nothing; 2 an error.

@@ -30,10 +30,12 @@ use crate::{
 };
 
 const RECORD_HELP: &str = "\
-The file is new, and only its owner may read it. It has everything that trace, conns,
-closers and hist show, and they show it with --from FILE: the same as they would have
-shown then. Filters decide what is recorded, as far as the kernel side can tell: not by
-process, cgroup and state, which are for --from. A crash costs a second at most. If the
+The file is new, and only its owner may read it. It has everything that trace, conns, \
+states, timewait, closers, hist and doctor show, and they show it with --from FILE: the \
+same as they would have shown then, as `tcpstate export` does for other tools. Filters \
+decide what is recorded: not by process, cgroup and state, which are for --from. The kernel \
+side cannot tell yet of a connection that begins, so the file has the first events of \
+others too, with their addresses; nothing shows them. A crash costs a second at most. If the \
 disk is too slow, records are left out, and counted (`unrecorded`).
 
 Exit code: 0 something was recorded, or ended by Ctrl-C; 1 nothing; 2 an error.

@@ -16,20 +16,20 @@ use super::{
 use crate::analysis::{By, Dimension, Leaks, LeaksOptions, States, StatesOptions, Tally};
 
 const STATES_HELP: &str = "\
-Sockets by state as they are when the interval ends: kept by events, seeded with
-those that were there at the start. As /proc/net/tcp has them, but of all network
-namespaces, and with the minisockets' process. SYN_S is SYN_SENT, ESTAB ESTABLISHED,
-FIN_W1 FIN_WAIT1 and so on; -w adds SYN_RECV, CLOSING, and how many of FIN_WAIT2 are
+Sockets by state as they are when the interval ends: kept by events, seeded with \
+those that were there at the start. As /proc/net/tcp has them, but of all network \
+namespaces, and with the minisockets' process. SYN_S is SYN_SENT, ESTAB ESTABLISHED, \
+FIN_W1 FIN_WAIT1 and so on; -w adds SYN_RECV, CLOSING, and how many of FIN_WAIT2 are \
 minisockets (MINI). Half-open connections of a listener (its SYN queue) are not seen.
 `>=`: some of those minisockets may be in TIME_WAIT, which the kernel tells when they end.
-COMM: the process that a socket, or its listener, belongs to; `unknown` where the
-kernel did not tell, as of minisockets found at the start. Of sockets found at the
+COMM: the process that a socket, or its listener, belongs to; `unknown` where the \
+kernel did not tell, as of minisockets found at the start. Of sockets found at the \
 start --by listener, service and remote take as accepted what has the port of a listener.
 
---leaks lists sockets that stay: in CLOSE_WAIT (the application does not close),
-FIN_WAIT2 (the peer does not; no minisockets, which end by themselves), SYN_SENT
+--leaks lists sockets that stay: in CLOSE_WAIT (the application does not close), \
+FIN_WAIT2 (the peer does not; no minisockets, which end by themselves), SYN_SENT \
 (nobody answers), FIN_WAIT1, CLOSING and LAST_ACK (our FIN is not acknowledged).
-AGE(s): seconds in that state; `>=` it was there at the start, `<=` something was
+AGE(s): seconds in that state; `>=` it was there at the start, `<=` something was \
 lost since.
 
 Exit code: 0 there was a socket, or ended by Ctrl-C; 1 none; 2 an error.

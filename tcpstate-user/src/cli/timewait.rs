@@ -13,21 +13,21 @@ use super::{
 use crate::analysis::{By, Dimension, Tally, Waits, WaitsOptions};
 
 const WAITS_HELP: &str = "\
-  NOW      sockets in TIME_WAIT; `>=`: some minisockets in FIN_WAIT2 may be there too
+  NOW      sockets in TIME_WAIT; `>=`: minisockets in FIN_WAIT2 may be there too
   BORN     TIME_WAITs that began; then those that ended:
-  EXPIRED  after their time; REUSED: connect() or a new SYN took the 4-tuple over;
+  EXPIRED  after their time; REUSED: connect() or a SYN took the 4-tuple over;
   OTHER    rst, destroyed, namespace gone, not known (-w and -j tell them apart)
   OVERFL   connections that got none (tcp_max_tw_buckets)
   P50 MAX  how long they really took, of exact times only
-Then, for each source and destination, the local ports that connections opened by
-this host hold: USED, of them by minisockets (MINI: TIME_WAIT or FIN_WAIT2), out of
-PORTS (ip_local_port_range without ip_local_reserved_ports and ports of listeners, as
-set in that network namespace at the start), FREE, change a second, and when there
+Then, for each source and destination, the local ports that connections opened by \
+this host hold: USED, of them by minisockets (MINI: TIME_WAIT or FIN_WAIT2), out of \
+PORTS (ip_local_port_range without ip_local_reserved_ports and ports of listeners, as \
+set in that network namespace at the start), FREE, change a second, and when there \
 will be NONE if it goes on like that; TIME_WAITs that end meanwhile are thought of.
-FAILED: connect() that found no port (EADDRNOTAVAIL), and whose. That is known without
+FAILED: connect() that found no port (EADDRNOTAVAIL), and whose. That is known without \
 a hook of its own: the socket enters SYN_SENT and leaves it, still without a port.
 Connections that were there at the start count if no listener has their local port.
-And bind() that found its address in use (EADDRINUSE), and whose; PORT `any`: it asked
+And bind() that found its address in use (EADDRINUSE), and whose; PORT `any`: it asked \
 for any port of that address, and there was none (--syscalls=off does without).
 
 Exit code: 0 something was counted, or ended by Ctrl-C; 1 nothing; 2 an error.

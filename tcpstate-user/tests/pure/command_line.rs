@@ -282,3 +282,33 @@ fn an_answer_that_nobody_can_have_is_an_error() {
         );
     }
 }
+
+/// Lines that were broken by hand would be broken once more where there is less room.
+#[test]
+fn help_is_wrapped_once() {
+    for command in [
+        "trace", "conns", "states", "timewait", "closers", "hist", "doctor", "record", "export",
+        "info",
+    ] {
+        for columns in ["80", "100"] {
+            let output = Command::new(env!("CARGO_BIN_EXE_tcpstate"))
+                .args([command, "--help"])
+                .env("COLUMNS", columns)
+                .output()
+                .expect("tcpstate starts");
+            let help = String::from_utf8(output.stdout).expect("UTF-8");
+            let lines: Vec<_> = help.lines().collect();
+            for pair in lines.windows(2) {
+                let [line, next] = pair else { unreachable!() };
+                let table = |line: &str| line.is_empty() || line.starts_with("  ");
+                if table(line) || table(next) || line.ends_with(['.', ':']) {
+                    continue;
+                }
+                let word = next.split(' ').next().unwrap_or_default();
+                let room = columns.parse::<usize>().expect("a number");
+                let length = line.chars().count() + 1 + word.chars().count();
+                assert!(length > room, "{command} at {columns}: {line:?}");
+            }
+        }
+    }
+}
