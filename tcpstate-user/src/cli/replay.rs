@@ -92,12 +92,9 @@ where
     let sink = sink(&shape, &header)?;
     let mut view = View::new(args, filter, Names::recorded(), sink, &header, shape);
     view.look_through(Window::new(since, until, netns));
-    if skipped {
-        // The list of sockets was read before.
-        view.end_finding();
-    }
     let mut replay = Replay {
         view,
+        from_the_beginning: header.part == 1 && !skipped,
         losses: Losses::new(header.begins),
         until: until.unwrap_or(u64::MAX),
         now: header.begins,
@@ -137,6 +134,8 @@ fn recorded(given: &str) -> Option<Box<Filter>> {
 /// A view that is told what was recorded.
 struct Replay {
     view: View,
+    /// Nothing is missing before what is read: else what is left of the list of sockets is not all of it.
+    from_the_beginning: bool,
     losses: Losses,
     /// Nothing later is wanted.
     until: u64,
@@ -220,9 +219,10 @@ impl Replay {
             }
             Step::Settled(now) => view.settle(now)?,
             Step::Holders(holders) => view.add_owners(holders),
-            Step::Listed => {
+            Step::Listed if self.from_the_beginning => {
                 view.end_finding();
             }
+            Step::Listed => {}
             Step::Round(round) => view.end_round(round)?,
             Step::Refresh => view.begin_refresh(),
             Step::Cgroup(id, path) => view.learn_cgroup(id, path),

@@ -842,6 +842,32 @@ fn who_looks_at_another_time_is_told_which_it_is() {
     assert_eq!(told(&["--since", "13:00", "--until", "+1h"]), "");
 }
 
+/// A list of sockets of which the beginning was passed over is not the whole list.
+#[test]
+fn who_skips_the_list_of_sockets_knows_only_about_how_many_there_are() {
+    const SECOND: u64 = 1_000_000_000;
+    let (later, end) = (START + 2 * SECOND, START + 3 * SECOND);
+    let steps = [
+        bytes(&[losses(START), Step::Settled(START)]),
+        bytes(&[Step::Listed, losses(later), Step::Settled(later)]),
+        bytes(&[losses(end), Step::Settled(end), Step::End(end)]),
+    ];
+    let header = header(Callers::default(), 4_000_000);
+    let whole = Temporary::new("list", &file(&header, &steps));
+    let later = Header { part: 2, ..header };
+    let part = Temporary::new("list-part", &file(&later, &steps[1..]));
+    let skip = ["--since", "+1s", "--skip-earlier"];
+    for view in [&["states", "-j"][..], &["timewait", "-j"], &["doctor", "-j"]] {
+        let counts = |file: &Temporary, more: &[&str]| {
+            let out = text(&tcpstate(&[view, &["--from", file.path()], more].concat()).stdout);
+            (out.contains("\"exact\""), out.contains("\"about\""))
+        };
+        assert_eq!(counts(&whole, &["--since", "+1s"]), (true, false));
+        assert_eq!(counts(&whole, &skip), (false, true), "{view:?}");
+        assert_eq!(counts(&part, &[]), (false, true), "{view:?}");
+    }
+}
+
 /// What a terminal has no room for, a file has.
 #[test]
 fn nothing_is_cut_where_there_is_room() {
