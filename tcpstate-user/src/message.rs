@@ -36,6 +36,12 @@ pub fn overhear<T>(work: impl FnOnce() -> T) -> (T, Heard) {
     (done, HEARD.take().unwrap_or_default())
 }
 
+/// Whether somebody keeps to itself what this thread says.
+#[must_use]
+pub fn is_overheard() -> bool {
+    HEARD.with_borrow(Option::is_some)
+}
+
 /// So many of something: `1 event`, `2 events`.
 #[must_use]
 pub fn plural(count: u64, noun: &str) -> String {

@@ -17,6 +17,7 @@ use jiff::tz::TimeZone;
 use super::{
     Outcome,
     args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs},
+    output::Named,
     record::{self, RecordingArgs},
     replay,
     shape::Shape,
@@ -25,6 +26,7 @@ use super::{
 use crate::{
     clock::Clock,
     disguise::Secret,
+    message::say,
     recording::{self, Header},
     sink::{Both, Csv, Disguised, Json, Parquet, Perfetto, Rows, Sink, escape},
 };
@@ -35,10 +37,10 @@ csv:      connections.csv and transitions.csv in the folder OUT, with the column
 parquet:  the same two tables for data frames: connections.parquet and transitions.parquet, with types, null for what is not known.
 jsonl:    what `trace -j` and `conns -j --running` print, in one file.
 docs/export.md describes them. Connections that had not ended are in all of them. Files are new, and only their owner may \
-read them.
+read them. Those of an export that fails, or is ended by Ctrl-C, are removed.
 
 Exit code: 0 something was exported; 1 nothing matched; 2 an error, or the recording is damaged: what comes before the \
-damage is exported.
+damage is exported; 130 ended by Ctrl-C.
 
 Examples:
   tcpstate export incident.tcps --to perfetto -o incident.pftrace
@@ -103,9 +105,31 @@ pub enum ExportFormat {
 enum Outputs {
     One(Box<dyn Write>),
     Tables {
-        connections: BufWriter<File>,
-        transitions: BufWriter<File>,
+        connections: BufWriter<Named>,
+        transitions: BufWriter<Named>,
     },
+}
+
+/// What was made for an export, the folder first: it goes if the export does not come to its end. What was there stays.
+#[derive(Default)]
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    fn remove(&self) {
+        for path in self.0.iter().rev() {
+            let removed = if path.is_dir() {
+                fs::remove_dir(path)
+            } else {
+                fs::remove_file(path)
+            };
+            if let Err(error) = removed {
+                say(format_args!(
+                    "{}: is no whole export, and cannot be removed: {error}",
+                    escape::path(path)
+                ));
+            }
+        }
+    }
 }
 
 /// Runs `tcpstate export`.
@@ -139,8 +163,9 @@ pub fn run(args: &ExportArgs) -> Result<Outcome> {
         transitions: to != ExportFormat::Perfetto,
         stays: to == ExportFormat::Perfetto,
     };
+    let mut made = Made::default();
     let open = || {
-        let outputs = open(to, args.output.as_deref())?;
+        let outputs = open(to, args.output.as_deref(), &mut made)?;
         let disguise = record::disguise(&args.anonymize)?;
         Ok(move |_: &Shape, header: &Header| match disguise {
             Some(mut disguise) => {
@@ -151,10 +176,26 @@ pub fn run(args: &ExportArgs) -> Result<Outcome> {
             None => sink(to, outputs, header),
         })
     };
-    replay::run_into(&live, shape, &args.file, open)
+    let exported = replay::run_into(&live, shape, &args.file, open);
+    match exported {
+        Err(error) if made.0.is_empty() => Err(error),
+        Err(error) => {
+            made.remove();
+            Err(error.context("nothing is exported"))
+        }
+        Ok(Ok(Outcome::Interrupted)) => {
+            made.remove();
+            if args.output.is_some() {
+                say(format_args!("ended early: nothing is exported"));
+            }
+            Ok(Outcome::Interrupted)
+        }
+        // What comes before the damage is worth having.
+        Ok(exported) => exported,
+    }
 }
 
-fn open(to: ExportFormat, output: Option<&Path>) -> Result<Outputs> {
+fn open(to: ExportFormat, output: Option<&Path>, made: &mut Made) -> Result<Outputs> {
     Ok(match (to, output) {
         (ExportFormat::Parquet | ExportFormat::Csv, None) => {
             bail!(
@@ -162,7 +203,9 @@ fn open(to: ExportFormat, output: Option<&Path>) -> Result<Outputs> {
                 extension(to)
             )
         }
-        (ExportFormat::Parquet | ExportFormat::Csv, Some(folder)) => tables(folder, extension(to))?,
+        (ExportFormat::Parquet | ExportFormat::Csv, Some(folder)) => {
+            tables(folder, extension(to), made)?
+        }
         (ExportFormat::Perfetto, None) if io::stdout().is_terminal() => {
             bail!("--to perfetto: a trace is not for a terminal; give a file, with --output")
         }
@@ -170,7 +213,7 @@ fn open(to: ExportFormat, output: Option<&Path>) -> Result<Outputs> {
             Outputs::One(Box::new(BufWriter::with_capacity(BYTES, io::stdout())))
         }
         (ExportFormat::Perfetto | ExportFormat::Jsonl, Some(path)) => {
-            Outputs::One(Box::new(create(path)?))
+            Outputs::One(Box::new(create(path, made)?))
         }
     })
 }
@@ -187,7 +230,7 @@ const fn extension(to: ExportFormat) -> &'static str {
 const BYTES: usize = 64 << 10;
 
 /// A new file. What is there and is no file (a pipe, a device) is written to.
-fn create(path: &Path) -> Result<BufWriter<File>> {
+fn create(path: &Path, made: &mut Made) -> Result<BufWriter<Named>> {
     let mut new = OpenOptions::new();
     // Who talked to whom is nobody else's business.
     new.write(true).create_new(true).mode(0o600);
@@ -202,15 +245,15 @@ fn create(path: &Path) -> Result<BufWriter<File>> {
             Ok(there) if !there.is_file() => File::options().write(true).open(path),
             _ => Err(error),
         },
-        file => file,
+        file => file.inspect(|_| made.0.push(path.to_owned())),
     };
     match file {
-        Ok(file) => Ok(BufWriter::with_capacity(BYTES, file)),
+        Ok(file) => Ok(BufWriter::with_capacity(BYTES, Named::new(file, path))),
         Err(error) => bail!("{}", record::refusal(path, &error)),
     }
 }
 
-fn tables(folder: &Path, extension: &str) -> Result<Outputs> {
+fn tables(folder: &Path, extension: &str, made: &mut Made) -> Result<Outputs> {
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !folder.is_dir() => {
             bail!(
@@ -221,7 +264,8 @@ fn tables(folder: &Path, extension: &str) -> Result<Outputs> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             bail!("{}: cannot be made: {error}", escape::path(folder))
         }
-        _ => {}
+        Err(_) => {}
+        Ok(()) => made.0.push(folder.to_owned()),
     }
     let table = |name: &str| folder.join(name).with_extension(extension);
     let (connections, transitions) = (table("connections"), table("transitions"));
@@ -235,8 +279,8 @@ fn tables(folder: &Path, extension: &str) -> Result<Outputs> {
         }
     }
     Ok(Outputs::Tables {
-        connections: create(&connections)?,
-        transitions: create(&transitions)?,
+        connections: create(&connections, made)?,
+        transitions: create(&transitions, made)?,
     })
 }
 

@@ -10,12 +10,12 @@ use clap::{
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use super::{Outcome, args::OutputArgs, progress::Progress, values};
+use super::{Outcome, args::OutputArgs, interrupt, progress::Progress, values};
 use crate::{
     clock::Clock,
     event::{Event, TimeWaitStep},
     kernel::{Missing, drop_privileges},
-    message,
+    message::{self, say},
     recording::{Header, Mark, Parts, ReadError, Step},
     settings::Settings,
     sink::{escape, json_line},
@@ -23,7 +23,7 @@ use crate::{
 
 const INFO_HELP: &str = "\
 The whole recording is read and checked. Exit code: 0 it is whole; 2 it is not, or cannot \
-be read: what is said of it is what comes before the damage.";
+be read: what is said of it is what comes before the damage; 130 ended by Ctrl-C.";
 
 /// Flags of `tcpstate info`.
 #[derive(Debug, ClapArgs)]
@@ -85,8 +85,16 @@ pub fn run(args: &InfoArgs) -> Result<Outcome> {
     let mut parts = Parts::open(&args.file)
         .map_err(|(path, error)| anyhow!(error).context(escape::path(&path)))?;
     drop_privileges();
+    interrupt::watch();
     let header = parts.header().clone();
     let (info, damage) = read(&mut parts, &header);
+    if interrupt::came() {
+        say(format_args!(
+            "{}: not read to its end, so nothing is said of it",
+            escape::path(&args.file)
+        ));
+        return Ok(Outcome::Interrupted);
+    }
     let text = if args.json {
         json_line(&info)?
     } else {
@@ -122,6 +130,9 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
     let mut progress = Progress::new(parts.total(), false, &OutputArgs::default());
     let damage = loop {
         progress.at(parts.done());
+        if interrupt::came() {
+            break None;
+        }
         let block = match parts.next_block() {
             Ok(Some(block)) => block,
             Ok(None) => break None,

@@ -14,9 +14,10 @@ use tokio::{
 };
 
 use super::{
-    Outcome,
+    INTERRUPTED, Outcome,
     args::{Format, LiveArgs, OutputArgs},
     countdown::Countdown,
+    interrupt::is_ignored,
     lists::Lists,
     names::Names,
     output, record, replay,
@@ -306,16 +307,18 @@ fn finish(
         tracer.plan().hooks(),
         tracer.start()..end,
         args,
+        false,
     )
 }
 
-/// Says in numbers what was shown of this time.
+/// Says in numbers what was shown of this time; a recording may have been `interrupted`.
 pub fn sum_up(
     view: &mut View,
     losses: &mut Losses,
     hooks: Vec<&'static str>,
     time: Range<u64>,
     args: &OutputArgs,
+    interrupted: bool,
 ) -> Result<()> {
     losses.say_rest(view);
     let counts = view.counts();
@@ -333,6 +336,7 @@ pub fn sum_up(
         unattributed: view.unattributed(),
         other_protocols: losses.other_protocols,
         loss: losses.totals,
+        interrupted,
     };
     view.summary(&summary)?;
     if args.output.is_some() || args.format() == Format::Csv {
@@ -375,7 +379,7 @@ fn stop_signal() -> Result<oneshot::Receiver<()>> {
             }
         }
         say(format_args!("ended at once, without a summary"));
-        std::process::exit(128 + libc::SIGINT);
+        std::process::exit(INTERRUPTED.into());
     });
     Ok(receiver)
 }
@@ -385,14 +389,6 @@ async fn received(signal: Option<&mut Signal>) {
         Some(signal) => drop(signal.recv().await),
         None => std::future::pending().await,
     }
-}
-
-fn is_ignored(signal: libc::c_int) -> bool {
-    // SAFETY: `sigaction` is plain data, for which zeros are valid.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: a null pointer asks only; `action` lives through the call.
-    let result = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
-    result == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
 async fn wait_until(end: Option<tokio::time::Instant>) {

@@ -5,6 +5,7 @@ mod countdown;
 mod doctor;
 mod export;
 mod info;
+mod interrupt;
 mod lists;
 mod live;
 mod names;
@@ -36,6 +37,8 @@ const NOTHING: u8 = 1;
 const FOUND: u8 = 1;
 /// It could not be done.
 const FAILED: u8 = 2;
+/// A signal came first, as shells have it for SIGINT.
+const INTERRUPTED: u8 = 130;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +49,8 @@ enum Outcome {
     Nothing,
     /// It did its work and found something bad.
     Found,
+    /// A signal came before its work was done.
+    Interrupted,
 }
 
 /// Runs the command line of this process.
@@ -104,6 +109,7 @@ impl CommandLine {
             Ok(Outcome::Done) => ExitCode::SUCCESS,
             Ok(Outcome::Nothing) => ExitCode::from(NOTHING),
             Ok(Outcome::Found) => ExitCode::from(FOUND),
+            Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
             Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
             Err(error) => {
                 say(format_args!("{error:#}"));

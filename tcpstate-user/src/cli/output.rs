@@ -4,6 +4,7 @@ use std::{
     env,
     fs::File,
     io::{self, BufWriter, IsTerminal as _, Write},
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -20,7 +21,34 @@ pub enum Target {
     /// Standard output.
     Stdout,
     /// A file.
-    File(File),
+    File(Named),
+}
+
+/// A file whose errors say which it is.
+pub struct Named {
+    file: File,
+    path: PathBuf,
+}
+
+impl Named {
+    /// The file of this name.
+    pub fn new(file: File, path: &Path) -> Self {
+        let path = path.to_owned();
+        Self { file, path }
+    }
+}
+
+impl Write for Named {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes).map_err(|error| {
+            let path = escape::path(&self.path);
+            io::Error::new(error.kind(), format!("{path}: {error}"))
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// Columns where nothing says how many.
@@ -44,7 +72,7 @@ pub fn open(args: &OutputArgs) -> Result<Target> {
         .truncate(false)
         .open(path)
         .with_context(|| format!("--output {}: cannot be written", escape::path(path)))?;
-    Ok(Target::File(file))
+    Ok(Target::File(Named::new(file, path)))
 }
 
 impl Target {
@@ -54,7 +82,7 @@ impl Target {
             Self::Stdout => buffered(io::stdout()),
             Self::File(file) => {
                 // Devices and pipes have nothing to replace.
-                let _ = file.set_len(0);
+                let _ = file.file.set_len(0);
                 buffered(file)
             }
         }

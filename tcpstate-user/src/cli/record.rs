@@ -311,6 +311,11 @@ impl Sink for Silent {
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        if summary.interrupted {
+            say(format_args!(
+                "ended early: the rest of the recording was not read"
+            ));
+        }
         if summary.loss.is_none() {
             say(format_args!("nothing lost"));
         }

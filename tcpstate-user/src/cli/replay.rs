@@ -8,7 +8,7 @@ use jiff::{Timestamp, ToSpan as _, civil};
 use super::{
     Outcome,
     args::{FilterArgs, LiveArgs, OutputArgs},
-    live,
+    interrupt, live,
     names::Names,
     output,
     progress::Progress,
@@ -31,19 +31,25 @@ const AFTERWARDS: u64 = 1_000_000_000;
 
 /// Shows a recording.
 pub fn run(args: &LiveArgs, shape: Shape, path: &Path) -> Result<Outcome> {
-    run_into(args, shape, path, || {
+    let shown = run_into(args, shape, path, || {
         let target = output::open(&args.output)?;
         Ok(|shape: &Shape, header: &Header| live::sink(args, shape, target, header))
+    })?;
+    shown.map(|outcome| match outcome {
+        // As a view of what happens now.
+        Outcome::Interrupted => Outcome::Done,
+        other => other,
     })
 }
 
 /// Shows a recording through the sink that what is opened makes. It is opened when all else is right, but still with all powers.
+/// The inner error is damage: what comes before it was shown.
 pub fn run_into<F>(
     args: &LiveArgs,
     shape: Shape,
     path: &Path,
     open: impl FnOnce() -> Result<F>,
-) -> Result<Outcome>
+) -> Result<Result<Outcome>>
 where
     F: FnOnce(&Shape, &Header) -> Result<Box<dyn Sink>>,
 {
@@ -65,6 +71,7 @@ where
     let sink = open()?;
     // Whoever made the file, root reads it without its powers.
     drop_privileges();
+    interrupt::watch();
     if !header.filter.is_empty() {
         say(format_args!(
             "recorded with {}",
@@ -99,25 +106,30 @@ where
         until: until.unwrap_or(u64::MAX),
         now: header.begins,
         end: None,
+        interrupted: false,
         progress,
     };
     let damage = replay.all(&mut parts, first).map_err(live::explain)?;
-    say_outside(since, until, parts.header(), replay.now);
+    if !replay.interrupted {
+        say_outside(since, until, parts.header(), replay.now);
+    }
     let began = since.map_or(header.begins, |since| since.max(header.begins));
     replay
         .sum_up(began, header.hooks(), &args.output)
         .map_err(live::explain)?;
     if let Some(damage) = damage {
-        return Err(anyhow!(damage).context(format!(
+        return Ok(Err(anyhow!(damage).context(format!(
             "{}: what comes before the damage was shown",
             escape::path(parts.path())
-        )));
+        ))));
     }
-    Ok(if replay.view.has_shown() {
+    Ok(Ok(if replay.interrupted {
+        Outcome::Interrupted
+    } else if replay.view.has_shown() {
         Outcome::Done
     } else {
         Outcome::Nothing
-    })
+    }))
 }
 
 /// What decided what was recorded. The network namespace was decided by the kernel side for everything that it sent.
@@ -143,6 +155,8 @@ struct Replay {
     now: u64,
     /// When the run ended, if it has.
     end: Option<u64>,
+    /// A signal ended it before the recording did.
+    interrupted: bool,
     progress: Progress,
 }
 
@@ -175,6 +189,10 @@ impl Replay {
                 Ok(None) => return Ok(None),
                 Err(damage) => return Ok(Some(damage)),
             };
+            if interrupt::came() {
+                self.interrupted = true;
+                return Ok(None);
+            }
             self.progress.at(parts.done());
             for step in parts.steps() {
                 let next = match step {
@@ -251,7 +269,15 @@ impl Replay {
             self.finish(self.now)?;
         }
         let end = self.end.unwrap_or(self.now);
-        live::sum_up(&mut self.view, &mut self.losses, hooks, began..end, args)
+        let interrupted = self.interrupted;
+        live::sum_up(
+            &mut self.view,
+            &mut self.losses,
+            hooks,
+            began..end,
+            args,
+            interrupted,
+        )
     }
 }
 

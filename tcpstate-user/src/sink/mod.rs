@@ -122,6 +122,9 @@ pub struct Summary {
     pub other_protocols: OtherProtocols,
     /// What was lost.
     pub loss: LossTotals,
+    /// A recording was not read to its end, since a signal (Ctrl-C) came.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub interrupted: bool,
 }
 
 /// The name of an errno: `ECONNRESET`.

@@ -444,6 +444,9 @@ impl fmt::Display for Summary {
             plural(self.connections, "connection"),
             self.seconds,
         )?;
+        if self.interrupted {
+            writeln!(out, "# ended early: the rest of the recording was not read")?;
+        }
         writeln!(out, "# hooks: {}", self.hooks.join(", "))?;
         if self.found > 0 {
             writeln!(out, "# {} there already", plural(self.found, "socket"))?;

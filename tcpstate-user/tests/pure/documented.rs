@@ -25,9 +25,10 @@ const COMMANDS: [&[&str]; 11] = [
     &["doctor"],
 ];
 
-/// What no recording without system calls has, what only `probe` tells, and words in the first column that are no fields.
-const ELSEWHERE: [&str; 19] = [
+/// What no recording without system calls has, what only a signal or `probe` tells, and words in the first column that are no fields.
+const ELSEWHERE: [&str; 20] = [
     "failed_binds",
+    "interrupted",
     "address",
     "port",
     "chosen",

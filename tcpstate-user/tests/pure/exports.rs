@@ -465,6 +465,10 @@ fn exports_are_new_and_private() {
     fs::remove_file(format!("{tables}/connections.csv")).expect("the file");
     assert!(refused("csv", &tables).contains("transitions.csv: it is there already"));
     assert!(!Path::new(&format!("{tables}/connections.csv")).exists());
+    fs::remove_file(format!("{tables}/transitions.csv")).expect("the file");
+    symlink("/nowhere/at/all", format!("{tables}/transitions.csv")).expect("a link");
+    assert!(refused("csv", &tables).contains("transitions.csv: it is there already"));
+    assert!(!Path::new(&format!("{tables}/connections.csv")).exists());
 
     // What is not right is said before anything is made.
     let output = folder.path("nothing");
@@ -507,10 +511,12 @@ fn a_full_disk_is_told() {
     for to in ["perfetto", "jsonl"] {
         let message = refused(&["export", &recording, "--to", to, "-o", "/dev/full"]);
         assert!(
-            message.contains("the output cannot be written"),
+            message.contains("the output cannot be written: /dev/full: "),
             "{to}: {message}"
         );
     }
+    let view = ["trace", "-j", "--from", &recording, "-o", "/dev/full"];
+    assert!(refused(&view).contains("the output cannot be written: /dev/full: "));
     for to in ["csv", "parquet"] {
         for name in ["connections", "transitions"] {
             let tables = folder.path(&format!("{to}-{name}"));
@@ -521,6 +527,12 @@ fn a_full_disk_is_told() {
                 message.contains("the output cannot be written"),
                 "{to}: {message}"
             );
+            assert!(
+                message.contains(&format!("{name}.{to}: ")),
+                "{to}: {message}"
+            );
+            let left = fs::read_dir(&tables).expect("the folder").count();
+            assert_eq!(left, 1, "only the link, {to}");
         }
     }
 }

@@ -144,6 +144,7 @@ fn summary() -> Summary {
     let mut loss = LossTotals::default();
     loss.advance(LossKind::RingFull, 1234);
     Summary {
+        interrupted: false,
         seconds: 63.5,
         hooks: vec!["BTF tracepoint"],
         events: 12,

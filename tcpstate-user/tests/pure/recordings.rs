@@ -2,12 +2,13 @@
 
 use std::{
     fs,
-    io::Cursor,
+    io::{Cursor, Read as _},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::Duration,
 };
 
+use nix::{sys::signal::Signal, unistd::Pid};
 use proptest::prelude::*;
 use tcpstate_common::{
     record::{SocketRecord, TimeWaitRecord, TransitionRecord},
@@ -866,6 +867,78 @@ fn who_skips_the_list_of_sockets_knows_only_about_how_many_there_are() {
         assert_eq!(counts(&whole, &skip), (false, true), "{view:?}");
         assert_eq!(counts(&part, &[]), (false, true), "{view:?}");
     }
+}
+
+/// Waits until it has taken the signal, which it is sent while it waits for who reads its output.
+fn interrupt(tool: &Child) {
+    let pid = i32::try_from(tool.id()).expect("a process id");
+    nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGINT).expect("it is there");
+    let waits = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is there");
+        let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+        pending
+            .expect("a line")
+            .trim()
+            .bytes()
+            .any(|digit| digit != b'0')
+    };
+    while waits() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_signal_ends_the_reading_in_order() {
+    let scale = Scale {
+        connections: 2000,
+        events: 60_000,
+        seed: 1,
+    };
+    let folder = Folder::new("signal");
+    let recording = folder.recording("a.tcps", &generate(scale, Vec::new()).expect("memory"));
+    for (arguments, code) in [
+        (&["trace", "-j", "--from", &recording][..], 0),
+        (&["export", &recording, "--to", "jsonl"], 130),
+    ] {
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_tcpstate"))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("tcpstate starts");
+        let mut out = tool.stdout.take().expect("a pipe");
+        let mut shown = vec![0];
+        out.read_exact(&mut shown).expect("output");
+        interrupt(&tool);
+        out.read_to_end(&mut shown).expect("output");
+        let shown = text(&shown);
+        let last = shown.lines().last().expect("a summary");
+        assert!(last.contains("\"summary\""), "{last}");
+        assert!(last.ends_with("\"interrupted\":true}"), "{last}");
+        assert_eq!(tool.wait().expect("it ends").code(), Some(code));
+    }
+    // What is half of an export goes; what was there stays.
+    let tables = folder.path("tables");
+    let pipe = format!("{tables}/transitions.csv");
+    fs::create_dir(&tables).expect("a folder");
+    nix::unistd::mkfifo(Path::new(&pipe), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let mut tool = Command::new(env!("CARGO_BIN_EXE_tcpstate"))
+        .args(["export", &recording, "--to", "csv", "-o", &tables])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("tcpstate starts");
+    let mut out = fs::File::open(&pipe).expect("the pipe");
+    out.read_exact(&mut [0]).expect("output");
+    assert!(Path::new(&tables).join("connections.csv").exists());
+    interrupt(&tool);
+    std::io::copy(&mut out, &mut std::io::sink()).expect("output");
+    let mut said = String::new();
+    let mut messages = tool.stderr.take().expect("a pipe");
+    messages.read_to_string(&mut said).expect("text");
+    assert_eq!(tool.wait().expect("it ends").code(), Some(130), "{said}");
+    assert!(said.contains("nothing is exported"), "{said}");
+    let left = fs::read_dir(&tables).expect("the folder").count();
+    assert_eq!(left, 1, "only the pipe");
 }
 
 /// What a terminal has no room for, a file has.
