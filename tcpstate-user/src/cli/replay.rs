@@ -87,7 +87,8 @@ where
     }
     let skipped = match since {
         Some(since) if args.recording.skip_earlier => {
-            parts.skip_to(since).with_context(|| escape::path(path))?
+            let skipped = parts.skip_to(since);
+            skipped.with_context(|| escape::path(parts.path()))?
         }
         _ => false,
     };

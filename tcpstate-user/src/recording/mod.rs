@@ -14,7 +14,7 @@ mod step;
 mod tape;
 mod writer;
 
-use std::io;
+use std::{io, path::PathBuf};
 
 pub use self::{
     block::{Block, Mark},
@@ -25,6 +25,8 @@ pub use self::{
     tape::{Astray, Recorded, Tape},
     writer::Writer,
 };
+
+use crate::sink::escape;
 
 /// The version of the format: raised when what an older reader would misunderstand is added.
 pub const FORMAT: u32 = 2;
@@ -62,6 +64,20 @@ pub enum ReadError {
         offset: u64,
         /// What is wrong.
         what: &'static str,
+    },
+    /// Parts of a rotated recording are not there.
+    #[error(
+        "{} missing; `--from {}` shows what comes after",
+        if first == last { format!("part {first} is") } else { format!("parts {first} to {last} are") },
+        escape::path(next),
+    )]
+    PartsMissing {
+        /// The first of them.
+        first: u32,
+        /// The last of them.
+        last: u32,
+        /// The part that comes after.
+        next: PathBuf,
     },
     /// It ends where more should come.
     #[error("cut off at byte {offset}: {what}")]

@@ -4,6 +4,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
@@ -44,13 +45,11 @@ pub(super) fn all(path: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
         .collect::<Result<_, _>>()?;
     let stem = path.file_stem().unwrap_or_default();
     let number = |name: &OsString| -> Option<u32> {
-        let rest = name.to_str()?.strip_prefix(stem.to_str()?)?;
-        let digits: String = rest
-            .strip_prefix('.')?
-            .chars()
-            .take_while(char::is_ascii_digit)
-            .collect();
-        let number = digits.parse().ok()?;
+        let rest = name.as_bytes().strip_prefix(stem.as_bytes())?;
+        let rest = rest.strip_prefix(b".")?;
+        let end = rest.iter().position(|byte| !byte.is_ascii_digit());
+        let digits = rest.get(..end.unwrap_or(rest.len()))?;
+        let number = std::str::from_utf8(digits).ok()?.parse().ok()?;
         (part_name(path, number).file_name() == Some(name)).then_some(number)
     };
     let mut parts: Vec<_> = names.iter().filter_map(number).collect();
@@ -151,8 +150,7 @@ impl Parts {
     /// If the file cannot be read.
     pub fn skip_to(&mut self, time: u64) -> Result<bool, ReadError> {
         let mut skipped = false;
-        while let Some(next) = self.rest.last() {
-            let next = open(next)?;
+        while let Some(next) = self.open_next()? {
             if next.header().begins >= time {
                 break;
             }
@@ -164,6 +162,25 @@ impl Parts {
         Ok(self.reader.skip_to(time)? || skipped)
     }
 
+    /// Opens the part that follows, which becomes the file that is being read if that cannot be done.
+    fn open_next(&mut self) -> Result<Option<Reader<File>>, ReadError> {
+        let Some(next) = self.rest.last() else {
+            return Ok(None);
+        };
+        let reader = open(next).and_then(|reader| {
+            if reader.header().id == self.header.id {
+                return Ok(reader);
+            }
+            Err(ReadError::NoRecording(
+                "it belongs to another recording than the part before it",
+            ))
+        });
+        if reader.is_err() {
+            self.path.clone_from(next);
+        }
+        reader.map(Some)
+    }
+
     /// The next block of steps; `None` at the end of the last part.
     ///
     /// # Errors
@@ -173,21 +190,24 @@ impl Parts {
             if let Some(block) = self.reader.next_block()? {
                 return Ok(Some(block));
             }
-            let Some(next) = self.rest.pop() else {
+            let Some(mut next) = self.open_next()? else {
                 return Ok(None);
             };
-            let mut reader = open(&next)?;
             self.before += self.reader.offset();
-            self.path = next;
-            if reader.header().id != self.header.id {
-                return Err(ReadError::NoRecording(
-                    "it belongs to another recording than the part before it",
-                ));
+            self.path = self.rest.pop().unwrap_or_default();
+            let missing = self.reader.header().part.saturating_add(1);
+            let part = next.header().part;
+            if missing < part {
+                return Err(ReadError::PartsMissing {
+                    first: missing,
+                    last: part - 1,
+                    next: self.path.clone(),
+                });
             }
             if let Some(number) = self.reader.expected() {
-                reader.expect(number);
+                next.expect(number);
             }
-            self.reader = reader;
+            self.reader = next;
         }
     }
 
