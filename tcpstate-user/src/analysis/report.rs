@@ -66,8 +66,10 @@ impl Report {
     }
 }
 
-/// So many empty intervals that end at once have reports of their own.
+/// So many empty intervals that end in leaps of the time have reports of their own, in all of a run.
 const APART: u64 = 10_000;
+/// No clock that is told every 50 ms leaps so far, unless who tells it was stopped.
+const LEAP: u64 = 1_000_000_000;
 
 /// A view and its intervals.
 #[expect(missing_debug_implementations, reason = "a view has none")]
@@ -79,6 +81,8 @@ pub struct Reports {
     lost: u64,
     /// Nothing has come in this interval.
     quiet: bool,
+    /// Of [`APART`], how many are left.
+    apart: u64,
 }
 
 impl Reports {
@@ -97,15 +101,16 @@ impl Reports {
             from: start,
             lost: 0,
             quiet: false,
+            apart: APART,
         }
     }
 
     /// The report on the present interval, if it has ended by now; the next begins. Ask until there is none, before anything
     /// that happened now is taken.
     ///
-    /// Where more than ten thousand intervals without anything end at once, there is one report of all of them. Who watches is
-    /// told the time every 50 ms, and an interval is 10 ms or more: so that is no gap in what happened, but a clock that
-    /// nobody can have seen (or that stood still for who looked).
+    /// Who watches is told the time every 50 ms, so a leap by a second or more in which nothing happened is no gap in what
+    /// happened, but a clock that nobody can have seen (or that stood still for who looked). Of such leaps ten thousand intervals
+    /// have reports of their own; the others have one report for each leap, and so has a leap of more than ten thousand.
     ///
     /// What the lifecycle concludes from silence belongs to the interval in which it may be concluded, whenever it is asked.
     pub fn next(
@@ -116,9 +121,11 @@ impl Reports {
     ) -> Option<Report> {
         let every = self.every?;
         let ended = now.saturating_sub(self.from) / every;
-        let together = if self.quiet && ended > APART {
+        let leapt = self.quiet && ended > 1 && now - self.from >= LEAP;
+        let together = if leapt && ended > self.apart {
             ended
         } else {
+            self.apart -= u64::from(leapt);
             1
         };
         let to = self.from.checked_add(every.saturating_mul(together))?;

@@ -483,6 +483,29 @@ fn intervals_are_not_reported_one_by_one_where_the_time_leaps() {
     }
 }
 
+/// Nor many leaps of some minutes each.
+#[test]
+fn many_leaps_are_not_reported_second_by_second() {
+    let second = 1000 * MS;
+    let mut run = Run::new(closers(By::nothing()), Some(second));
+    for leap in 1..=1000 {
+        run.passes(START + leap * 100 * second);
+    }
+    let reports = run.ends(START + 100_000 * second);
+    assert!(
+        (10_000..12_000).contains(&reports.len()),
+        "{}",
+        reports.len()
+    );
+    assert!(reports.is_sorted_by(|one, next| one.to == next.from));
+    // Who is told the time now and then misses no report, however long nothing happens.
+    let mut run = Run::new(closers(By::nothing()), Some(10 * MS));
+    for turn in 1..=10_000 {
+        run.passes(START + turn * 50 * MS);
+    }
+    assert_eq!(run.ends(START + 500 * second + MS).len(), 50_001);
+}
+
 /// Cancelled timers tell by silence that they were cancelled for good: in which interval that counts must not depend on when
 /// somebody asks.
 #[test]
