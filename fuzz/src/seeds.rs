@@ -180,8 +180,10 @@ fn unpacked(steps: &[u8], observer: u8, packing: u8) -> Vec<u8> {
     );
     let mut entries = Vec::new();
     for (number, bytes) in [first, second].into_iter().enumerate() {
+        let now = steps::START + number as u64 * 1_000_000_000;
         entries.extend((file.len() as u64).to_le_bytes());
-        entries.extend((steps::START + number as u64 * 1_000_000_000).to_le_bytes());
+        entries.extend(now.to_le_bytes());
+        head[32..40].copy_from_slice(&now.to_le_bytes());
         block(&mut file, &mut head, (2, packing), number as u64, bytes);
     }
     let index = file.len() as u64;

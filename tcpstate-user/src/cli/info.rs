@@ -16,7 +16,7 @@ use crate::{
     event::{Event, TimeWaitStep},
     kernel::{Missing, drop_privileges},
     message::{self, say},
-    recording::{Header, Mark, Parts, ReadError, Step},
+    recording::{Course, Header, Mark, Parts, ReadError, Step},
     settings::Settings,
     sink::{escape, json_line},
 };
@@ -127,6 +127,7 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
     };
     let mut end = header.begins;
     let mut before: Option<Mark> = None;
+    let mut course = Course::new(header.begins);
     let mut progress = Progress::new(parts.total(), false, &OutputArgs::default());
     let damage = loop {
         progress.at(parts.done());
@@ -138,20 +139,21 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
             Ok(None) => break None,
             Err(damage) => break Some(damage),
         };
+        let begun = match before {
+            None => course.begin(block.mark.now),
+            Some(_) => Ok(()),
+        };
         let before = *before.get_or_insert(block.mark);
         info.missed(block.mark.missed, &before);
-        let wrong = parts.steps().any(|step| match step {
-            Ok(step) => {
-                info.count(&step, &before, &mut end);
-                false
-            }
-            Err(_) => true,
+        let right = begun.and_then(|()| {
+            parts.steps().try_for_each(|step| {
+                let step = course.take(step)?;
+                info.count(&step, &before, &mut end, course.now())
+            })
         });
-        if wrong {
-            break Some(ReadError::Damaged {
-                offset: block.offset,
-                what: "there is something in a block that is no step",
-            });
+        if let Err(what) = right {
+            let offset = block.offset;
+            break Some(ReadError::Damaged { offset, what });
         }
     };
     info.to = clock.rfc3339(end);
@@ -166,11 +168,22 @@ impl Info {
         self.lost.missed = self.lost.missed.max(since);
     }
 
-    fn count(&mut self, step: &Step<'_>, before: &Mark, end: &mut u64) {
+    /// Counts a step of the turn at `now`, unless it cannot be of it.
+    fn count(
+        &mut self,
+        step: &Step<'_>,
+        before: &Mark,
+        end: &mut u64,
+        now: u64,
+    ) -> Result<(), &'static str> {
         const NAMESPACES: usize = 1000;
         match step {
             Step::Record(bytes) => {
-                let netns = match Event::decode(bytes) {
+                let event = Event::decode(bytes);
+                if event.as_ref().is_ok_and(|event| event.time() > now) {
+                    return Err(Course::YOUNGER);
+                }
+                let netns = match event {
                     Ok(Event::Transition(event)) => {
                         self.transitions += 1;
                         event.netns
@@ -221,6 +234,7 @@ impl Info {
             Step::End(at) => *end = *at,
             _ => {}
         }
+        Ok(())
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     filter::Filter,
     kernel::{Missing, drop_privileges},
     message::say,
-    recording::{Block, Header, NoStep, Parts, ReadError, Step},
+    recording::{Block, Course, Header, NoStep, Parts, ReadError, Step},
     sink::{Sink, escape},
 };
 
@@ -105,14 +105,14 @@ where
         from_the_beginning: header.part == 1 && !skipped,
         losses: Losses::new(header.begins),
         until: until.unwrap_or(u64::MAX),
-        now: header.begins,
+        course: Course::new(header.begins),
         end: None,
         interrupted: false,
         progress,
     };
     let damage = replay.all(&mut parts, first).map_err(live::explain)?;
     if !replay.interrupted {
-        say_outside(since, until, parts.header(), replay.now);
+        say_outside(since, until, parts.header(), replay.course.now());
     }
     let began = since.map_or(header.begins, |since| since.max(header.begins));
     replay
@@ -152,8 +152,7 @@ struct Replay {
     losses: Losses,
     /// Nothing later is wanted.
     until: u64,
-    /// The time of the turn.
-    now: u64,
+    course: Course,
     /// When the run ended, if it has.
     end: Option<u64>,
     /// A signal ended it before the recording did.
@@ -180,7 +179,10 @@ impl Replay {
     ) -> Result<Option<ReadError>> {
         let mut next = first;
         if let Ok(Some(block)) = &next {
-            self.now = block.mark.now;
+            if let Err(what) = self.course.begin(block.mark.now) {
+                let offset = block.offset;
+                return Ok(Some(ReadError::Damaged { offset, what }));
+            }
             self.losses.forget(&block.mark);
             self.view.unrecorded = block.mark.unrecorded;
         }
@@ -196,11 +198,7 @@ impl Replay {
             }
             self.progress.at(parts.done());
             for step in parts.steps() {
-                let next = match step {
-                    Ok(step) => self.step(step)?,
-                    Err(NoStep) => Next::Wrong("there is something in a block that is no step"),
-                };
-                match next {
+                match self.step(step)? {
                     Next::Step => {}
                     Next::End => return Ok(None),
                     Next::Wrong(what) => return Ok(Some(ReadError::Damaged { offset, what })),
@@ -210,17 +208,18 @@ impl Replay {
         }
     }
 
-    fn step(&mut self, step: Step<'_>) -> Result<Next> {
+    fn step(&mut self, step: Result<Step<'_>, NoStep>) -> Result<Next> {
+        let before = self.course.now();
+        let step = match self.course.take(step) {
+            Ok(step) => step,
+            Err(what) => return Ok(Next::Wrong(what)),
+        };
         let view = &mut self.view;
         match step {
-            // Of what is left, only how it ended is wanted.
-            Step::Record(_) if self.end.is_some() => {
-                return Ok(Next::Wrong("something happens after the end"));
-            }
             Step::Record(_) if view.is_done() => return Ok(Next::End),
             Step::Record(bytes) => {
-                if !view.record(bytes, self.now)? {
-                    return Ok(Next::Wrong("an event is younger than the turn it is in"));
+                if !view.record(bytes, self.course.now())? {
+                    return Ok(Next::Wrong(Course::YOUNGER));
                 }
             }
             Step::Losses {
@@ -229,10 +228,9 @@ impl Replay {
                 unread,
             } => {
                 // The turn that ends here has read everything until then.
-                if self.now > self.until.saturating_add(AFTERWARDS) {
+                if before > self.until.saturating_add(AFTERWARDS) {
                     return Ok(Next::End);
                 }
-                self.now = now;
                 view.unread = unread;
                 self.losses.check(&counters, view, now)?;
             }
@@ -247,10 +245,7 @@ impl Replay {
             Step::Cgroup(id, path) => view.learn_cgroup(id, path),
             Step::Unrecorded(total) => {
                 view.unrecorded = total;
-                self.losses.not_recorded(view, self.now)?;
-            }
-            Step::End(_) if self.end.is_some() => {
-                return Ok(Next::Wrong("the run ends twice"));
+                self.losses.not_recorded(view, self.course.now())?;
             }
             Step::End(end) => self.finish(end)?,
         }
@@ -267,9 +262,9 @@ impl Replay {
 
     fn sum_up(&mut self, began: u64, hooks: Vec<&'static str>, args: &OutputArgs) -> Result<()> {
         if self.end.is_none() {
-            self.finish(self.now)?;
+            self.finish(self.course.now())?;
         }
-        let end = self.end.unwrap_or(self.now);
+        let end = self.end.unwrap_or(self.course.now());
         let interrupted = self.interrupted;
         live::sum_up(
             &mut self.view,

@@ -96,6 +96,11 @@ impl Index {
         self.entries.as_bytes()
     }
 
+    /// Whether this is the index of these blocks, all of the file.
+    pub fn is(&self, bytes: &[u8]) -> bool {
+        self.as_bytes() == bytes
+    }
+
     /// The last block that is known to begin before this time, in a file that has an index; that may be none.
     pub fn find(
         input: &mut (impl Read + Seek),
@@ -110,9 +115,10 @@ impl Index {
         let mut bytes = [0; Trailer::LENGTH];
         input.read_exact(&mut bytes)?;
         let trailer: Trailer = zerocopy::transmute!(bytes);
-        let Some(mut offset) = trailer.index().filter(|index| *index < trailer_at) else {
+        let Some(at) = trailer.index().filter(|index| *index < trailer_at) else {
             return Ok(None);
         };
+        let mut offset = at;
         input.seek(SeekFrom::Start(offset))?;
         let block = unpacker.read(input, &mut offset)?;
         if block.is_none_or(|block| block.kind != Kind::Index) {
@@ -123,7 +129,9 @@ impl Index {
         };
         let after = entries.partition_point(|entry| entry.now.get() < time);
         let entry = after.checked_sub(1).and_then(|last| entries.get(last));
-        Ok(entry.map(|entry| entry.offset.get()))
+        // What names a place behind itself is no index; who reads the whole file says so.
+        let offset = entry.map(|entry| entry.offset.get());
+        Ok(offset.filter(|offset| *offset < at))
     }
 }
 

@@ -5,6 +5,7 @@
 //! looked up. A view that is told the same steps shows the same, live or not. The format is described in `docs/recordings.md`.
 
 mod block;
+mod course;
 mod fold;
 mod header;
 mod index;
@@ -18,6 +19,7 @@ use std::{io, path::PathBuf};
 
 pub use self::{
     block::{Block, Mark},
+    course::Course,
     header::Header,
     parts::{Parts, Rotation, is_there, part_name},
     reader::Reader,

@@ -18,6 +18,8 @@ pub struct Reader<R> {
     offset: u64,
     /// The number of the next block, if that is known.
     number: Option<u64>,
+    /// Of the blocks so far, unless some were passed over.
+    index: Option<Index>,
 }
 
 impl<R: Read> Reader<R> {
@@ -36,6 +38,7 @@ impl<R: Read> Reader<R> {
             header,
             offset,
             number: None,
+            index: Some(Index::default()),
         })
     }
 
@@ -93,9 +96,16 @@ impl<R: Read> Reader<R> {
                     return Err(damaged("blocks are missing before this one"));
                 }
                 self.number = Some(number.saturating_add(1));
+                if let Some(index) = &mut self.index {
+                    index.add(start, block.mark.now);
+                }
                 Ok(Some(block))
             }
             Kind::Index => {
+                let known = self.index.as_ref();
+                if known.is_some_and(|index| !index.is(self.unpacker.bytes())) {
+                    return Err(damaged("the index is not that of the blocks before it"));
+                }
                 self.number = Some(block.mark.number);
                 end(&mut self.input, start, self.offset).map(|()| None)
             }
@@ -147,6 +157,7 @@ impl<R: Read + Seek> Reader<R> {
         if let Some(offset) = found {
             self.offset = offset;
             self.number = None;
+            self.index = None;
         }
         self.input.seek(SeekFrom::Start(self.offset))?;
         Ok(found.is_some())

@@ -14,7 +14,7 @@ use nix::{sys::signal::Signal, unistd::Pid};
 use proptest::prelude::*;
 use tcpstate_common::{
     record::{SocketRecord, TimeWaitRecord, TransitionRecord},
-    state::TcpState,
+    state::TcpState::{self, CloseWait, Established},
 };
 use tcpstate_user::{
     kernel::{Counters, Hook, TimeWaitHook},
@@ -33,6 +33,7 @@ use crate::{
     machine::lives::{Scale, generate},
     records::record,
 };
+use zerocopy::IntoBytes as _;
 
 /// Where the times of the recordings in `tests/fixtures/records` begin.
 const START: u64 = 1_000_000_000;
@@ -91,7 +92,7 @@ pub fn file(header: &Header, blocks: &[Vec<u8>]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new(), header).expect("memory");
     let mark = |number: usize| Mark {
         number: number as u64,
-        now: START,
+        now: header.begins,
         ..Mark::default()
     };
     for (number, block) in blocks.iter().enumerate() {
@@ -860,7 +861,11 @@ fn who_skips_the_list_of_sockets_knows_only_about_how_many_there_are() {
     let later = Header { part: 2, ..header };
     let part = Temporary::new("list-part", &file(&later, &steps[1..]));
     let skip = ["--since", "+1s", "--skip-earlier"];
-    for view in [&["states", "-j"][..], &["timewait", "-j"], &["doctor", "-j"]] {
+    for view in [
+        &["states", "-j"][..],
+        &["timewait", "-j"],
+        &["doctor", "-j"],
+    ] {
         let counts = |file: &Temporary, more: &[&str]| {
             let out = text(&tcpstate(&[view, &["--from", file.path()], more].concat()).stdout);
             (out.contains("\"exact\""), out.contains("\"about\""))
@@ -1152,4 +1157,72 @@ fn parts_are_found_by_any_name() {
         .expect("tcpstate starts");
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{message}");
+}
+
+/// Checksums do not tell what no recorder writes; `info` and the views tell the same of it.
+#[test]
+fn what_no_recorder_writes_is_damage_to_all() {
+    let header = || header(Callers::default(), 4_000_000);
+    let record = |time| {
+        bytes(&[Step::Record(
+            record(1, time, Established, CloseWait).as_bytes(),
+        )])
+    };
+    let late = START + 1000;
+    let of = |steps: &[Step<'_>]| file(&header(), &[bytes(steps)]);
+    let mut begins = Writer::new(Vec::new(), &header()).expect("memory");
+    begins
+        .steps(&Mark::default(), &bytes(&[losses(late)]))
+        .expect("memory");
+    let (begins, _) = begins.finish(&Mark::default()).expect("memory");
+    let mut far = of(&[losses(late), Step::End(late)]);
+    let trailer = far.len() - 16;
+    let index = u64::from_le_bytes(*far[trailer..].first_chunk().expect("a trailer"));
+    let index = usize::try_from(index).expect("small");
+    let mut entry = far[index + HEAD..trailer].to_vec();
+    entry[7] = 0x80;
+    far.truncate(index);
+    far.extend(block(3, 0, 16, &entry));
+    far.extend((index as u64).to_le_bytes());
+    far.extend(crc32fast::hash(&(index as u64).to_le_bytes()).to_le_bytes());
+    far.extend(b"tcpE");
+    for (file, why) in [
+        (of(&[losses(late), Step::End(u64::MAX)]), "another time"),
+        (of(&[losses(late), Step::End(START - 1)]), "another time"),
+        (
+            of(&[losses(late), Step::End(late), Step::End(late)]),
+            "ends twice",
+        ),
+        (
+            of(&[losses(late), losses(late - 1)]),
+            "earlier than the one before",
+        ),
+        (
+            file(
+                &header(),
+                &[[bytes(&[losses(late)]), record(late + 1)].concat()],
+            ),
+            "younger",
+        ),
+        (
+            file(
+                &header(),
+                &[[bytes(&[losses(late), Step::End(late)]), record(late)].concat()],
+            ),
+            "after the end",
+        ),
+        (begins, "before the recording begins"),
+        (far, "the index is not that"),
+    ] {
+        let file = Temporary::new("never", &file);
+        for view in [
+            &["info"][..],
+            &["trace", "-j", "--from"],
+            &["trace", "-j", "--since", "+10s", "--skip-earlier", "--from"],
+        ] {
+            let message = refused(&[view, &[file.path()]].concat());
+            assert!(message.contains("damaged at byte "), "{view:?}: {message}");
+            assert!(message.contains(why), "{view:?}: {message}");
+        }
+    }
 }
