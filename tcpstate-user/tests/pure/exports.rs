@@ -14,15 +14,21 @@ use proptest::{
     test_runner::TestRunner,
 };
 use serde_json::{Map, Value, json};
+use tcpstate_common::{
+    record::RecordKind,
+    state::TcpState::{Close, FinWait1, FinWait2, TimeWait},
+};
 use tcpstate_user::{
     lifecycle::Callers,
     recording::{Header, Step},
 };
 
+use zerocopy::IntoBytes as _;
+
 use crate::{
     machine::lives::{Scale, generate},
     recordings::{bytes, file, header, losses, of_fixture},
-    records::{MS, TICK},
+    records::{MS, TICK, record, timer},
     story::{START, SYMBOLS, Story, plot},
 };
 
@@ -433,6 +439,55 @@ fn lines_and_tables_are_those_of_the_views() {
     let view = shown(&[&["trace", "-j", "--from", &recording], &only[..]].concat());
     assert!(!of_kind(&view, "transition").is_empty());
     assert_eq!(of_kind(&some, "transition"), of_kind(&view, "transition"));
+}
+
+/// What a last look at minisockets tells is in both tables; a trace takes none.
+#[test]
+fn tables_know_of_the_last_look_at_minisockets() {
+    use RecordKind::{TimeWaitArmed, TimeWaitFound};
+    let end = START + 30 * MS;
+    let begun = record(7, START, FinWait1, FinWait2);
+    let armed = timer(TimeWaitArmed, 7, START + MS, FinWait2, 60_000 * MS);
+    let close = record(7, START + 2 * MS, FinWait2, Close);
+    let found = timer(TimeWaitFound, 7, START + 20 * MS, TimeWait, 60_000 * MS);
+    let steps = [
+        losses(end),
+        Step::Record(begun.as_bytes()),
+        Step::Record(armed.as_bytes()),
+        Step::Record(close.as_bytes()),
+        Step::Refresh,
+        Step::Record(found.as_bytes()),
+        Step::End(end),
+    ];
+    let header = Header {
+        start: START,
+        begins: START,
+        ..header(Callers::parse(SYMBOLS), TICK)
+    };
+    let folder = Folder::new("look");
+    let recording = folder.recording("a.tcps", &file(&header, &[bytes(&steps)]));
+    let exported = lines(&shown(&["export", &recording, "--to", "jsonl"]));
+    let of_kind = |kind: &'static str| exported.iter().filter(move |line| line["event"] == kind);
+    let trace = lines(&shown(&["trace", "-j", "--from", &recording]));
+    let (last, before) = (
+        of_kind("transition").next_back(),
+        of_kind("transition").count() - 1,
+    );
+    let last = last.expect("a transition");
+    assert_eq!(
+        trace
+            .iter()
+            .filter(|line| line["event"] == "transition")
+            .count(),
+        before
+    );
+    assert_eq!(
+        (&last["old"], &last["new"]),
+        (&json!("fin_wait2"), &json!("time_wait"))
+    );
+    assert_eq!(last["bound"], "at_most");
+    let connection = of_kind("connection").next().expect("a connection");
+    assert_eq!(connection["state"], "time_wait");
 }
 
 #[test]
