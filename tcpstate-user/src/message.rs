@@ -84,9 +84,20 @@ pub fn print(answer: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
-/// Shows a line on the terminal until something else is said. Whoever calls this has seen that there is a terminal.
+/// How long a passing line may be: one that the terminal wraps could not be taken away.
+#[must_use]
+pub fn room() -> usize {
+    let size = terminal_size::terminal_size_of(io::stderr());
+    size.map_or(usize::MAX, |(width, _)| {
+        usize::from(width.0).saturating_sub(1)
+    })
+}
+
+/// Shows a line on the terminal until something else is said, as far as there is room. Whoever calls this has seen that there is a
+/// terminal.
 pub fn show(line: fmt::Arguments<'_>) {
     PASSING.store(true, Ordering::Relaxed);
+    let line: String = line.to_string().chars().take(room()).collect();
     let mut out = io::stderr().lock();
     let _ = write!(out, "{ERASE}{line}");
     let _ = out.flush();

@@ -16,6 +16,8 @@ const SOON: Duration = Duration::from_millis(500);
 /// How often it is shown.
 const OFTEN: Duration = Duration::from_millis(100);
 const BAR: usize = 30;
+/// Room for the bar and what stands behind it, if that is no more than anybody has.
+const WIDE: usize = 79;
 
 /// A bar, if somebody looks and it disturbs nothing.
 #[derive(Debug)]
@@ -55,6 +57,7 @@ impl Progress {
             bytes: bytes.min(self.total),
             total: self.total,
             elapsed: now - self.began,
+            room: message::room(),
         };
         message::show(format_args!("{shown}"));
     }
@@ -90,6 +93,8 @@ struct Shown {
     bytes: u64,
     total: u64,
     elapsed: Duration,
+    /// Columns: where there are too few for the bar, the numbers stand alone.
+    room: usize,
 }
 
 impl fmt::Display for Shown {
@@ -98,15 +103,19 @@ impl fmt::Display for Shown {
             bytes,
             total,
             elapsed,
+            room,
         } = *self;
         let of = |whole: u64| {
             let part = u128::from(whole) * u128::from(bytes) / u128::from(total.max(1));
             usize::try_from(part).unwrap_or_default()
         };
-        let filled = "#".repeat(of(BAR as u64));
+        if room >= WIDE {
+            let filled = "#".repeat(of(BAR as u64));
+            write!(out, "[{filled:-<BAR$}] ")?;
+        }
         write!(
             out,
-            "[{filled:-<BAR$}] {:>3} %  {} of {} MiB",
+            "{:>3} %  {} of {} MiB",
             of(100),
             bytes >> 20,
             total >> 20,
@@ -126,7 +135,7 @@ impl fmt::Display for Shown {
 mod tests {
     use std::time::Duration;
 
-    use super::Shown;
+    use super::{Shown, WIDE};
 
     #[test]
     fn a_bar_fits_on_a_line() {
@@ -136,6 +145,7 @@ mod tests {
                 bytes,
                 total,
                 elapsed,
+                room: WIDE,
             }
             .to_string()
         };
@@ -148,6 +158,13 @@ mod tests {
             shown(0, 0),
             "[------------------------------]   0 %  0 of 0 MiB"
         );
+        let narrow = Shown {
+            bytes: mib,
+            total: 4 * mib,
+            elapsed: Duration::from_secs(2),
+            room: 39,
+        };
+        assert_eq!(narrow.to_string(), " 25 %  1 of 4 MiB  6 s left");
         assert!(shown(1, u64::MAX).len() < 90);
         assert!(shown(u64::MAX, u64::MAX).contains("100 %"));
         assert!(shown(mib, 4000 * mib).ends_with("134 min left"));

@@ -43,7 +43,7 @@ pub(super) fn draw(report: &Report, clock: &Clock, wide: bool, columns: usize) -
     text
 }
 
-/// When, how long, by which hooks, and what was lost: all that decides how far the numbers can be trusted.
+/// When, how long, what was lost, and by which hooks: all that decides how far the numbers can be trusted.
 fn header(text: &mut String, report: &Report, clock: &Clock) {
     let time = clock.time_of_day(report.to);
     let time = time.split('.').next().unwrap_or_default();
@@ -51,17 +51,19 @@ fn header(text: &mut String, report: &Report, clock: &Clock) {
     put(
         text,
         format_args!(
-            "# {time} {} {}.{:02} s, {}, ",
+            "# {time} {} {}.{:02} s, ",
             report.view,
             nanoseconds / 1_000_000_000,
             nanoseconds % 1_000_000_000 / 10_000_000,
-            report.hooks.join(", "),
         ),
     );
     match report.lost {
         0 => text.push_str("nothing lost\n"),
         lost => put(text, format_args!("LOST {lost}\n")),
     }
+    // With two or three of them the line would be too long for a terminal.
+    let hooks = report.hooks.join(", ");
+    put(text, format_args!("# hooks: {hooks}\n"));
 }
 
 fn table(text: &mut String, table: &Table, wide: bool, columns: usize) {
