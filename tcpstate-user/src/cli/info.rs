@@ -56,11 +56,16 @@ struct Info {
     settings: Vec<Settings>,
     anonymized: Vec<String>,
     part: u32,
+    parts: usize,
     transitions: u64,
     minisockets: u64,
     /// Of system calls: accepts, and binds that failed.
     calls: u64,
+    /// In the list of sockets that was read at first.
     found: u64,
+    /// That list has ended.
+    #[serde(skip)]
+    listed: bool,
     undecodable: u64,
     netns: BTreeSet<u32>,
     /// There were more namespaces than are listed.
@@ -123,6 +128,7 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
         settings: header.settings.clone(),
         anonymized: header.anonymized.clone(),
         part: header.part,
+        parts: parts.count(),
         ..Info::default()
     };
     let mut end = header.begins;
@@ -189,7 +195,7 @@ impl Info {
                         event.netns
                     }
                     Ok(Event::TimeWait(event)) if event.step == TimeWaitStep::Found => {
-                        self.found += 1;
+                        self.found += u64::from(!self.listed);
                         event.netns
                     }
                     Ok(Event::TimeWait(event)) => {
@@ -197,7 +203,7 @@ impl Info {
                         event.netns
                     }
                     Ok(Event::Socket(event)) => {
-                        self.found += 1;
+                        self.found += u64::from(!self.listed);
                         event.netns
                     }
                     Ok(Event::Call(event)) => {
@@ -231,6 +237,8 @@ impl Info {
             Step::Unrecorded(total) => {
                 self.lost.unrecorded = total.saturating_sub(before.unrecorded);
             }
+            // Lists that are read later are of minisockets that are known, but for a few.
+            Step::Listed | Step::Round(_) | Step::Refresh => self.listed = true,
             Step::End(at) => *end = *at,
             _ => {}
         }
@@ -280,10 +288,13 @@ fn text(info: &Info) -> String {
     line("to", format_args!("{}", info.to));
     line("time", format_args!("{:.1} s", info.seconds));
     line("hooks", format_args!("{}", info.hooks.join(", ")));
+    if info.parts > 1 {
+        line("parts", format_args!("{}", info.parts));
+    }
     if info.part > 1 {
         line(
             "first part",
-            format_args!("{}: the parts before it are gone", info.part),
+            format_args!("{}: without the parts before it", info.part),
         );
     }
     if !info.anonymized.is_empty() {

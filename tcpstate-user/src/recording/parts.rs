@@ -83,6 +83,8 @@ pub struct Parts {
     rest: Vec<PathBuf>,
     /// Bytes of the parts before this one.
     before: u64,
+    /// How many parts there are.
+    count: usize,
     /// Bytes of all parts.
     total: u64,
 }
@@ -108,10 +110,17 @@ impl Parts {
             header: reader.header().clone(),
             path: first,
             reader,
+            count: rest.len() + 1,
             rest,
             before: 0,
             total,
         })
+    }
+
+    /// How many parts there were when they were opened.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.count
     }
 
     /// Bytes of all parts, as they were when they were opened.

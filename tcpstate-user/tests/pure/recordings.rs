@@ -13,8 +13,8 @@ use std::{
 use nix::{sys::signal::Signal, unistd::Pid};
 use proptest::prelude::*;
 use tcpstate_common::{
-    record::{SocketRecord, TimeWaitRecord, TransitionRecord},
-    state::TcpState::{self, CloseWait, Established},
+    record::{RecordKind::TimeWaitFound, SocketRecord, TimeWaitRecord, TransitionRecord},
+    state::TcpState::{self, CloseWait, Established, TimeWait},
 };
 use tcpstate_user::{
     kernel::{Counters, Hook, TimeWaitHook},
@@ -31,7 +31,7 @@ use zerocopy::IntoBytes as _;
 use crate::{
     exports::{Folder, refused},
     machine::lives::{Scale, generate},
-    records::record,
+    records::{record, timer},
 };
 use zerocopy::IntoBytes as _;
 
@@ -780,6 +780,27 @@ fn the_summary_is_of_what_reports_cover() {
     }
 }
 
+/// A list that is read at the end has those that were there before once more.
+#[test]
+fn info_counts_sockets_as_the_recorder_did() {
+    let found = timer(TimeWaitFound, 1, START, TimeWait, 1000);
+    let found = || Step::Record(found.as_bytes());
+    let end = START + 1_459_426_628;
+    let steps = [
+        losses(end),
+        found(),
+        found(),
+        Step::Listed,
+        Step::Refresh,
+        found(),
+        Step::End(end),
+    ];
+    let file = file(&header(Callers::default(), 4_000_000), &[bytes(&steps)]);
+    let file = Temporary::new("counted", &file);
+    let info = shown(&["info", "-j", file.path()]);
+    assert!(info.contains("\"found\":2,"), "{info}");
+}
+
 #[test]
 fn times_of_day_are_those_of_the_reader() {
     let path = kept(1);
@@ -1116,6 +1137,8 @@ fn what_is_wrong_with_a_part_is_told_of_that_part() {
             assert!(message.contains(why), "{view:?}: {message}");
         }
     };
+    let info = text(&tcpstate(&["info", &whole]).stdout);
+    assert!(info.contains("\nparts             5\n"), "{info}");
     for view in &views[..2] {
         assert_ne!(
             tcpstate(&[*view, &[whole.as_str()]].concat()).status.code(),
