@@ -18,7 +18,7 @@ use crate::{
     message::{self, say},
     recording::{Course, Header, Mark, Parts, ReadError, Step},
     settings::Settings,
-    sink::{escape, json_line},
+    sink::{escape, json_line, seconds},
 };
 
 const INFO_HELP: &str = "\
@@ -163,7 +163,7 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
         }
     };
     info.to = clock.rfc3339(end);
-    info.seconds = std::time::Duration::from_nanos(end.saturating_sub(header.begins)).as_secs_f64();
+    info.seconds = seconds(end.saturating_sub(header.begins));
     info.damage = damage.as_ref().map(ToString::to_string);
     (info, damage)
 }

@@ -34,7 +34,7 @@ use crate::{
     },
     message::say,
     recording::Header,
-    sink::{Sink, Summary},
+    sink::{Sink, Summary, seconds},
 };
 
 /// How often the ring buffer is read, whether the kernel wakes us or not.
@@ -325,7 +325,7 @@ pub fn sum_up(
     let end = view.reported().unwrap_or(time.end);
     let time = end.saturating_sub(time.start);
     let summary = Summary {
-        seconds: Duration::from_nanos(time).as_secs_f64(),
+        seconds: seconds(time),
         hooks,
         events: view.events(),
         shown: view.shown(),
@@ -340,7 +340,7 @@ pub fn sum_up(
     };
     view.summary(&summary)?;
     if args.output.is_some() || args.format() == Format::Csv {
-        say(format_args!("ended\n{summary}"));
+        say(format_args!("ended\n{}", summary.to_string().trim_end()));
     }
     Ok(view.flush()?)
 }

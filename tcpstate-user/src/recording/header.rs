@@ -224,11 +224,13 @@ fn read_preamble(input: &mut impl Read) -> Result<u32, ReadError> {
         some if MAGIC.starts_with(&bytes[..some.min(MAGIC.len())]) => {
             return Err(cut_off(some as u64));
         }
-        _ => return Err(no_recording()),
+        some => {
+            return Err(no_recording(&bytes[..some]));
+        }
     }
     let preamble: Preamble = zerocopy::transmute!(bytes);
     if preamble.magic != MAGIC {
-        return Err(no_recording());
+        return Err(no_recording(&bytes));
     }
     if preamble.check.get() != preamble.sum() {
         return Err(damaged(0, "the checksum of the first bytes is wrong"));
@@ -257,6 +259,13 @@ const fn damaged(offset: u64, what: &'static str) -> ReadError {
     ReadError::Damaged { offset, what }
 }
 
-const fn no_recording() -> ReadError {
-    ReadError::NoRecording("it is no recording: `tcpstate record` makes one")
+/// What a file is that begins with these bytes.
+fn no_recording(bytes: &[u8]) -> ReadError {
+    // gzip, zstd, xz, bzip2
+    const PACKED: [&[u8]; 4] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh"];
+    ReadError::NoRecording(if PACKED.iter().any(|magic| bytes.starts_with(magic)) {
+        "it is compressed, and so no recording yet: unpack it first (gunzip, unzstd, unxz, bunzip2)"
+    } else {
+        "it is no recording: `tcpstate record` makes one"
+    })
 }

@@ -22,6 +22,7 @@ use crate::{
     loss::{Loss, LossTotals},
 };
 
+pub(crate) use self::json::seconds;
 pub use self::{
     both::Both,
     csv::Csv,

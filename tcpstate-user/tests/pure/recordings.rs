@@ -501,11 +501,13 @@ fn what_is_no_recording_is_refused() {
     let folder = folder.to_str().expect("text");
     let empty = Temporary::new("empty", b"");
     let other = Temporary::new("other", b"#!/bin/sh\necho this is something else\n");
+    let packed = Temporary::new("packed", b"\x28\xb5\x2f\xfd\x04\x00");
     let pipe = std::env::temp_dir().join(format!("tcpstate-pure-{}.fifo", std::process::id()));
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
     for (path, why) in [
         (empty.path(), "it is empty"),
         (other.path(), "it is no recording"),
+        (packed.path(), "unpack it first"),
         (folder, "it is a directory"),
         (pipe.to_str().expect("text"), "it is no regular file"),
         ("/nowhere/at/all.tcps", "No such file"),
@@ -799,6 +801,15 @@ fn info_counts_sockets_as_the_recorder_did() {
     let file = Temporary::new("counted", &file);
     let info = shown(&["info", "-j", file.path()]);
     assert!(info.contains("\"found\":2,"), "{info}");
+    // Nanoseconds, and no digits that only a computer sees.
+    assert!(info.contains("\"seconds\":1.459426628,"), "{info}");
+    let output = tcpstate(&["trace", "-j", "--from", file.path(), "-o", "/dev/stdout"]);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(out.contains("\"seconds\":1.459426628,"), "{out}");
+    assert!(
+        err.starts_with("tcpstate: ended\n# ") && !err.contains("\n\n"),
+        "{err}"
+    );
 }
 
 #[test]
