@@ -72,9 +72,9 @@ fn differ(last: &[u8], record: &[u8], folded: &mut Vec<u8>) {
         let first = (last ^ new).trailing_zeros() / 8;
         let count = 8 - (last ^ new).leading_zeros() / 8 - first;
         let [place, ..] = (first << 4 | count).to_le_bytes();
-        let [a, b, c, d, e, f, g, h] = (new >> (8 * first)).to_le_bytes();
+        folded.push(place);
         // All eight are written faster than some.
-        folded.extend_from_slice(&[place, a, b, c, d, e, f, g, h]);
+        folded.extend_from_slice(&(new >> (8 * first)).to_le_bytes());
         folded.truncate(folded.len() - (8 - count as usize));
     }
     let [a, b, c, _] = words.to_le_bytes();

@@ -33,7 +33,6 @@ use crate::{
     machine::lives::{Scale, generate},
     records::{record, timer},
 };
-use zerocopy::IntoBytes as _;
 
 /// Where the times of the recordings in `tests/fixtures/records` begin.
 const START: u64 = 1_000_000_000;

@@ -15,6 +15,8 @@ use crate::{
 pub struct Losses {
     /// So far.
     pub totals: LossTotals,
+    /// What was lost before this run, of what the same counters count.
+    before: LossTotals,
     /// Transitions of protocols that were not asked for.
     pub other_protocols: OtherProtocols,
     checked: u64,
@@ -33,6 +35,7 @@ impl Losses {
     pub fn new(start: u64) -> Self {
         Self {
             totals: LossTotals::default(),
+            before: LossTotals::default(),
             other_protocols: OtherProtocols::default(),
             checked: start,
             told: start,
@@ -49,10 +52,10 @@ impl Losses {
 
     /// What was lost before does not concern this run.
     pub const fn forget(&mut self, mark: &Mark) {
-        self.totals.advance(LossKind::RingFull, mark.lost);
-        self.totals.advance(LossKind::NotFound, mark.not_found);
-        self.totals.advance(LossKind::Missed, mark.missed);
-        self.totals.advance(LossKind::Unrecorded, mark.unrecorded);
+        self.before.advance(LossKind::RingFull, mark.lost);
+        self.before.advance(LossKind::NotFound, mark.not_found);
+        self.before.advance(LossKind::Missed, mark.missed);
+        self.before.advance(LossKind::Unrecorded, mark.unrecorded);
     }
 
     /// Looks at all counters; what was lost until `now` is known after that.
@@ -96,6 +99,7 @@ impl Losses {
     }
 
     fn note(&mut self, kind: LossKind, total: u64, view: &mut View, now: u64) -> io::Result<()> {
+        let total = total.saturating_sub(self.before.get(kind));
         let count = self.totals.advance(kind, total);
         self.messages[kind as usize].more(kind, count, now);
         if count == 0 {
