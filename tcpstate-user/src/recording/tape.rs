@@ -104,6 +104,8 @@ pub struct Tape {
     known: Mark,
     /// Records were left out, and nothing says so yet.
     gap: bool,
+    /// The turn that it is, if not even that found room: what comes belongs to it.
+    turn: Option<Step<'static>>,
     disguise: Option<Disguise>,
     begun: Instant,
     out: Option<SyncSender<Sheet>>,
@@ -137,6 +139,7 @@ impl Tape {
             mark,
             known: mark,
             gap: false,
+            turn: None,
             disguise: None,
             begun: Instant::now(),
             out: Some(out),
@@ -172,11 +175,37 @@ impl Tape {
                 _ => self.bytes.len() < OVERFULL,
             };
             if !room {
-                self.known.unrecorded += 1;
-                self.gap = true;
+                match *step {
+                    Step::Losses {
+                        now,
+                        counters,
+                        unread,
+                    } => {
+                        self.turn = Some(Step::Losses {
+                            now,
+                            counters,
+                            unread,
+                        });
+                    }
+                    // The next one says it, too.
+                    Step::Settled(_) => {}
+                    _ => {
+                        self.known.unrecorded += 1;
+                        self.gap = true;
+                    }
+                }
                 return;
             }
         }
+        if let Some(turn) = self.turn.take()
+            && !matches!(step, Step::Losses { .. })
+        {
+            self.write(&turn);
+        }
+        self.write(step);
+    }
+
+    fn write(&mut self, step: &Step<'_>) {
         // As soon as there is room, so that nothing is concluded from silence; but not before it is known how late it was.
         let turn = matches!(step, Step::Losses { .. });
         if !turn {
@@ -498,6 +527,7 @@ mod tests {
             mark: Mark::default(),
             known: Mark::default(),
             gap: false,
+            turn: None,
             disguise: None,
             begun: Instant::now(),
             out: Some(out),
@@ -569,5 +599,17 @@ mod tests {
             _ => None,
         });
         assert!(told.count() > 1000);
+        // What comes when there is room again belongs to the last turn, not to the last that is recorded.
+        let left_out = tape.unrecorded();
+        tape.bytes.clear();
+        tape.take(&Step::Record(&[2]));
+        let told: Result<Vec<_>, _> = Steps::new(&tape.bytes).collect();
+        let expected = [
+            turn(199_999),
+            Step::Unrecorded(left_out),
+            Step::Record(&[2]),
+        ];
+        assert_eq!(told, Ok(expected.to_vec()));
+        assert!(left_out <= 200_000, "{left_out}");
     }
 }
