@@ -907,6 +907,44 @@ fn who_skips_the_list_of_sockets_knows_only_about_how_many_there_are() {
     }
 }
 
+/// The parts before a part are not what it shows.
+#[test]
+fn what_was_lost_before_a_part_is_not_lost_in_it() {
+    let header = Header {
+        part: 2,
+        ..header(Callers::default(), 4_000_000)
+    };
+    let turn = |now: u64, lost: u64| {
+        let Step::Losses {
+            counters, unread, ..
+        } = losses(now)
+        else {
+            unreachable!("it is what it says");
+        };
+        let counters = Counters { lost, ..counters };
+        Step::Losses {
+            now,
+            counters,
+            unread,
+        }
+    };
+    let end = START + 1_000_000_000;
+    let steps = [turn(START, 5), turn(end, 7), Step::End(end), turn(end, 8)];
+    let mark = Mark {
+        number: 3,
+        now: START,
+        lost: 5,
+        ..Mark::default()
+    };
+    let mut writer = Writer::new(Vec::new(), &header).expect("memory");
+    writer.steps(&mark, &bytes(&steps)).expect("memory");
+    let mark = Mark { number: 4, ..mark };
+    let part = Temporary::new("part", &writer.finish(&mark).expect("memory").0);
+    let out = text(&tcpstate(&["trace", "-j", "--from", part.path()]).stdout);
+    let summary = out.lines().last().expect("a summary");
+    assert!(summary.contains("\"ring_full\":3,"), "{summary}");
+}
+
 /// Waits until it has taken the signal, which it is sent while it waits for who reads its output.
 fn interrupt(tool: &Child) {
     let pid = i32::try_from(tool.id()).expect("a process id");
