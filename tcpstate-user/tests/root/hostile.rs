@@ -248,7 +248,7 @@ fn an_output_that_fails_is_an_error() {
         "0.2",
     ]));
     assert!(
-        message.contains("the output cannot be written: No space left on device"),
+        message.contains("the output cannot be written: /dev/full: No space left on device"),
         "{message}"
     );
 }
