@@ -516,7 +516,7 @@ mod tests {
     };
 
     use super::{FULL, Mark, OVERFULL, Sheet, Step, Tape};
-    use crate::{kernel::Counters, recording::Steps, sink::OtherProtocols};
+    use crate::{kernel::Counters, recording::Steps};
 
     /// Nobody takes its blocks.
     fn stuck() -> (Tape, Receiver<Sheet>) {
@@ -540,14 +540,7 @@ mod tests {
     fn turn(now: u64) -> Step<'static> {
         Step::Losses {
             now,
-            counters: Counters {
-                lost: 0,
-                not_found: 0,
-                passed_over: 0,
-                second_looks: 0,
-                unobserved: 0,
-                other_protocols: OtherProtocols::default(),
-            },
+            counters: Counters::default(),
             unread: 0,
         }
     }

@@ -22,11 +22,14 @@ mod lifecycle;
 #[path = "../../examples/generate/machine/mod.rs"]
 mod machine;
 mod output;
+mod parts;
 mod poll;
 mod properties;
+mod recorder;
 mod recordings;
 mod records;
 mod replay;
+mod replayed;
 mod reports;
 mod scene;
 mod states;
