@@ -344,8 +344,13 @@ fn hostile_process_names_are_harmless() {
         assert!(hostile.is_empty(), "{hostile:?} in {}", printed.out);
     }
     let lines = json.transitions();
+    let named = |line: &Value| line["comm"] == NAME;
+    // Where the kernel did not tell how FIN_WAIT1 ended, its minisocket is nobody's, and marked.
     assert!(
-        lines.iter().all(|line| line["comm"] == NAME),
+        lines
+            .iter()
+            .all(|line| named(line) || line["damaged"] == true)
+            && lines.iter().any(named),
         "JSON keeps the name: {}",
         json.out
     );
