@@ -42,6 +42,7 @@ pub enum RecordKind {
 }
 
 impl RecordKind {
+    /// By number, from 1.
     const ALL: [Self; 14] = [
         Self::Transition,
         Self::TimeWaitArmed,
@@ -61,10 +62,21 @@ impl RecordKind {
 
     /// The kind with this number, if there is one.
     #[must_use]
-    pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1..=14 => Some(Self::ALL[number as usize - 1]),
+            _ => None,
+        }
     }
 }
+
+const _: () = {
+    let mut at = 0;
+    while at < RecordKind::ALL.len() {
+        at += 1;
+        assert!(RecordKind::ALL[at - 1] as usize == at);
+    }
+};
 
 /// Bits of [`TransitionRecord::flags`].
 pub mod flags {
