@@ -6,9 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use indexmap::IndexMap;
 use ipnet::IpNet;
-use rustc_hash::FxBuildHasher;
 use tcpstate_common::{
     config::{KernelFilter, MAX_FILTERS, PortRange, Prefix},
     state::TcpState,
@@ -19,6 +17,7 @@ use crate::{
         CallEvent, Comm, Endpoint, Process, Protocol, SocketEvent, TimeWaitEvent, TransitionEvent,
     },
     lifecycle::Transition,
+    register::Register,
 };
 
 /// A network namespace to look at.
@@ -184,6 +183,9 @@ impl Filter {
 
     /// Whether a connection is wanted whose protocol and both ends are known.
     fn wants_ends(&self, protocol: Protocol, local: &Endpoint, remote: &Endpoint) -> bool {
+        if !self.looks_at_ends() {
+            return self.protocol(protocol);
+        }
         let within = |end: &Endpoint| self.networks.iter().any(|net| net.contains(&end.addr));
         self.protocol(protocol)
             && self
@@ -200,7 +202,12 @@ impl Filter {
 
     /// Whether a connection is wanted, as far as this event of it tells.
     fn connection(&self, event: &TransitionEvent) -> Decision {
-        Decision::of(self.protocol(event.protocol))
+        let protocol = Decision::of(self.protocol(event.protocol));
+        // As it mostly is, and this is asked of each event.
+        if !self.looks_at_ends() {
+            return protocol;
+        }
+        protocol
             .and(self.version(event))
             .and(port(
                 &self.local_ports,
@@ -218,6 +225,14 @@ impl Filter {
                     .as_ref()
                     .map_or(Decision::Show, |recorded| recorded.connection(event)),
             )
+    }
+
+    fn looks_at_ends(&self) -> bool {
+        self.ip_version.is_some()
+            || !self.local_ports.is_empty()
+            || !self.remote_ports.is_empty()
+            || !self.networks.is_empty()
+            || self.recorded.is_some()
     }
 
     fn protocol(&self, protocol: Protocol) -> bool {
@@ -333,7 +348,7 @@ fn port(ranges: &[PortRange], port: u16, not_yet: bool) -> Decision {
 #[derive(Debug, Default)]
 pub struct Gate {
     /// By address of the socket, which is its identity while it lives.
-    waiting: IndexMap<u64, Waiting, FxBuildHasher>,
+    waiting: Register<Waiting>,
     /// Those that had to leave, and those that were not heard of again.
     lost: u64,
 }
@@ -381,7 +396,7 @@ impl Gate {
     /// Whether the first event of the socket at this address is held back.
     #[must_use]
     pub fn holds(&self, socket: u64) -> bool {
-        self.waiting.contains_key(&socket)
+        self.waiting.contains(socket)
     }
 
     /// What comes through with this event: nothing, itself, or what was held back before it and itself.
@@ -401,7 +416,7 @@ impl Gate {
             },
         };
         if !self.waiting.is_empty()
-            && let Some(before) = self.waiting.swap_remove(&event.socket)
+            && let Some(before) = self.waiting.remove(event.socket)
         {
             if event.is_birth() {
                 // The life before it at this address was not heard of again.
@@ -417,7 +432,7 @@ impl Gate {
             }
         }
         if decision == Decision::Wait {
-            if self.waiting.len() >= Self::LIMIT && self.waiting.swap_remove_index(0).is_some() {
+            if self.waiting.len() >= Self::LIMIT && self.waiting.remove_any().is_some() {
                 self.lost += 1;
             }
             let waiting = Waiting {
@@ -431,7 +446,7 @@ impl Gate {
 
     /// A connection was accepted. If its first event is held back, that comes through with it.
     pub fn accepted(&mut self, event: &CallEvent) {
-        if let Some(waiting) = self.waiting.get_mut(&event.socket) {
+        if let Some(waiting) = self.waiting.get_mut(event.socket) {
             waiting.accepted = Some(event.clone());
         }
     }

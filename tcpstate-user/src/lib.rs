@@ -10,6 +10,7 @@ pub mod clock;
 pub mod disguise;
 pub mod doctor;
 pub mod event;
+pub mod fetch;
 pub mod filter;
 pub mod kernel;
 pub mod lifecycle;

@@ -10,7 +10,11 @@ use super::{
     report::Tally,
     table::{Cell, Column, Order, Shown, Sum, Table},
 };
-use crate::{event::Process, lifecycle::Transition};
+use crate::{
+    event::{About, Process},
+    fetch::Fetch,
+    lifecycle::Transition,
+};
 
 /// Counts a connection when its first close happens.
 #[derive(Debug)]
@@ -214,6 +218,10 @@ impl Closers {
 impl Tally for Closers {
     fn name(&self) -> &'static str {
         "closers"
+    }
+
+    fn fetch(&self, about: About, what: Fetch) {
+        self.open.fetch(about, what);
     }
 
     fn take(&mut self, transition: &Transition, wanted: bool) {

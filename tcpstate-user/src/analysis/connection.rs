@@ -8,7 +8,8 @@ use tcpstate_common::state::TcpState;
 
 use super::Stays;
 use crate::{
-    event::{Endpoint, Process, Protocol, Totals, TransitionEvent, Via},
+    event::{About, Endpoint, Process, Protocol, Totals, TransitionEvent, Via},
+    fetch::Fetch,
     lifecycle::{Bound, Found, KnownBy, Phase, Reason, Transition},
     register::Register,
 };
@@ -239,6 +240,14 @@ impl Connections {
         self.forgotten
     }
 
+    /// Has what is kept of the connection of this socket fetched from memory: a transition of it comes soon.
+    #[inline]
+    pub fn fetch(&self, about: About, what: Fetch) {
+        if let Some(cookie) = about.cookie {
+            self.open.fetch(cookie, what);
+        }
+    }
+
     /// Takes a transition, and gives back the connection that has ended with it. Listeners are no connections.
     pub fn take(&mut self, transition: &Transition) -> Option<Connection> {
         let event = &transition.event;
@@ -253,20 +262,20 @@ impl Connections {
             // The socket is used again, but the minisocket goes on. Any other life before has ended unseen.
             self.leave(before);
         }
-        let minisocket = (id, event.local, event.remote);
-        if event.old == TcpState::TimeWait
-            && let Some(left) = self.left.get_mut(&minisocket)
-        {
-            left.take(transition);
-            if self.stays {
-                left.stays.take(transition);
+        if event.old == TcpState::TimeWait && !self.left.is_empty() {
+            let minisocket = (id, event.local, event.remote);
+            if let Some(left) = self.left.get_mut(&minisocket) {
+                left.take(transition);
+                if self.stays {
+                    left.stays.take(transition);
+                }
+                if event.new != TcpState::Close {
+                    return None;
+                }
+                let mut ended = self.left.swap_remove(&minisocket)?;
+                ended.end = Some(event.time);
+                return Some(ended);
             }
-            if event.new != TcpState::Close {
-                return None;
-            }
-            let mut ended = self.left.swap_remove(&minisocket)?;
-            ended.end = Some(event.time);
-            return Some(ended);
         }
         let connection = if let Some(connection) = self.open.get_mut(id) {
             connection
@@ -456,8 +465,13 @@ impl Connection {
         if event.totals.is_some() {
             self.totals = event.totals;
         }
-        if transition.cgroup.is_some() {
-            self.cgroup.clone_from(&transition.cgroup);
+        if let Some(cgroup) = &transition.cgroup
+            && !self
+                .cgroup
+                .as_ref()
+                .is_some_and(|known| Arc::ptr_eq(known, cgroup))
+        {
+            self.cgroup = Some(Arc::clone(cgroup));
         }
         if let Some(process) = transition.process {
             let closing = matches!(process.via, Via::Close | Via::Shutdown);

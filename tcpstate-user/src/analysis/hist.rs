@@ -12,7 +12,11 @@ use super::{
     report::Tally,
     table::{Cell, Column, Grouped, Order, Shown, Sum, Table},
 };
-use crate::lifecycle::{Bound, Phase, Transition};
+use crate::{
+    event::About,
+    fetch::Fetch,
+    lifecycle::{Bound, Phase, Transition},
+};
 
 /// What to show.
 #[derive(Clone, Debug)]
@@ -190,6 +194,10 @@ impl Hist {
 impl Tally for Hist {
     fn name(&self) -> &'static str {
         "hist"
+    }
+
+    fn fetch(&self, about: About, what: Fetch) {
+        self.open.fetch(about, what);
     }
 
     fn take(&mut self, transition: &Transition, wanted: bool) {

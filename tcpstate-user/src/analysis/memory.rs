@@ -3,6 +3,8 @@
 use tcpstate_common::state::TcpState;
 
 use crate::{
+    event::About,
+    fetch::Fetch,
     lifecycle::{Found, Transition},
     register::Register,
 };
@@ -30,6 +32,14 @@ impl<T> Memory<T> {
     #[must_use]
     pub const fn forgotten(&self) -> u64 {
         self.forgotten
+    }
+
+    /// Has what is remembered of the connection of this socket fetched from memory: a transition of it comes soon.
+    pub fn fetch(&self, about: About, what: Fetch) {
+        if let Some(cookie) = about.cookie {
+            let key = key(cookie, about.minisocket.is_some());
+            self.connections.fetch(key, what);
+        }
     }
 
     /// The key of the connection of a transition. One that goes on as a minisocket gets another: the socket may be used again

@@ -5,7 +5,8 @@
 
 use super::table::{RowKind, Table};
 use crate::{
-    event::{CallEvent, Process},
+    event::{About, CallEvent, Process},
+    fetch::Fetch,
     lifecycle::{Found, Lifecycle, Transition},
 };
 
@@ -13,6 +14,9 @@ use crate::{
 pub trait Tally {
     /// The word for it: the command, and `"event"` in JSON.
     fn name(&self) -> &'static str;
+
+    /// Has what is remembered of this socket fetched from memory: a transition of it comes soon.
+    fn fetch(&self, _about: About, _what: Fetch) {}
 
     /// Takes a transition. One that is not `wanted` is to be understood, but not to be counted.
     fn take(&mut self, transition: &Transition, wanted: bool);
@@ -103,6 +107,11 @@ impl Reports {
             quiet: false,
             apart: APART,
         }
+    }
+
+    /// See [`Tally::fetch`].
+    pub fn fetch(&self, about: About, what: Fetch) {
+        self.tally.fetch(about, what);
     }
 
     /// The report on the present interval, if it has ended by now; the next begins. Ask until there is none, before anything

@@ -12,7 +12,8 @@ use super::{
     table::{Cell, Column, Order, Shown, Sum, Table},
 };
 use crate::{
-    event::{Process, Via},
+    event::{About, Process, Via},
+    fetch::Fetch,
     lifecycle::{Found, Transition},
 };
 
@@ -213,6 +214,10 @@ impl States {
 impl Tally for States {
     fn name(&self) -> &'static str {
         "states"
+    }
+
+    fn fetch(&self, about: About, what: Fetch) {
+        self.open.fetch(about, what);
     }
 
     fn take(&mut self, transition: &Transition, wanted: bool) {

@@ -22,7 +22,8 @@ use super::{
     table::{Cell, Column, Order, Shown, Sum, Table},
 };
 use crate::{
-    event::{CallEvent, CallStep, Endpoint, Process},
+    event::{About, CallEvent, CallStep, Endpoint, Process},
+    fetch::Fetch,
     lifecycle::{Bound, Found, Phase, Reason, Transition},
 };
 
@@ -280,6 +281,10 @@ impl Waits {
 impl Tally for Waits {
     fn name(&self) -> &'static str {
         "timewait"
+    }
+
+    fn fetch(&self, about: About, what: Fetch) {
+        self.open.fetch(about, what);
     }
 
     fn take(&mut self, transition: &Transition, wanted: bool) {

@@ -13,7 +13,8 @@ use crate::{
         self, By, Cell, Closers, Column, Dimension, Leaks, LeaksOptions, Opened, Order, Row,
         RowKind, Table, Tally, WaitsOptions,
     },
-    event::{self, CallEvent, Endpoint},
+    event::{self, About, CallEvent, Endpoint},
+    fetch::Fetch,
     lifecycle::{Bound, Found, Transition},
     settings::Settings,
 };
@@ -130,6 +131,11 @@ impl Watch {
 impl Tally for Watch {
     fn name(&self) -> &'static str {
         "doctor"
+    }
+
+    fn fetch(&self, about: About, what: Fetch) {
+        self.closers.fetch(about, what);
+        self.waits.fetch(about, what);
     }
 
     fn take(&mut self, transition: &Transition, wanted: bool) {

@@ -6,6 +6,7 @@ mod timewait;
 
 use std::{
     borrow::Cow,
+    mem::offset_of,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -14,7 +15,7 @@ use tcpstate_common::{
     record::{CallRecord, RecordKind, SocketRecord, TimeWaitRecord, TransitionRecord, flags},
     state::TcpState,
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 pub use call::{CallEvent, CallStep};
 pub use socket::SocketEvent;
@@ -325,17 +326,17 @@ impl Event {
     /// If the bytes are no record of a kind, size and content we know.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let timewait = |step| {
-            let record: TimeWaitRecord = read(bytes)?;
-            TimeWaitEvent::from_record(&record, step).map(Self::TimeWait)
+            with(bytes, |record: &TimeWaitRecord| {
+                TimeWaitEvent::from_record(record, step).map(Self::TimeWait)
+            })
         };
         let kind = bytes.first().copied().ok_or(DecodeError::Empty)?;
         match RecordKind::from_number(kind).ok_or(DecodeError::UnknownKind(kind))? {
-            RecordKind::Transition => {
-                let record: TransitionRecord = read(bytes)?;
+            RecordKind::Transition => with(bytes, |record: &TransitionRecord| {
                 check_family(record.family)?;
                 let (old, new) = (state(record.old)?, state(record.new)?);
-                Ok(Self::Transition(TransitionEvent::new(&record, old, new)))
-            }
+                Ok(Self::Transition(TransitionEvent::new(record, old, new)))
+            }),
             RecordKind::TimeWaitArmed => timewait(TimeWaitStep::Armed),
             RecordKind::TimeWaitCancelled => timewait(TimeWaitStep::Cancelled),
             RecordKind::TimeWaitExpired => timewait(TimeWaitStep::Expired),
@@ -367,6 +368,61 @@ impl Event {
             Self::Socket(event) => event.time,
             Self::Call(event) => event.time,
         }
+    }
+}
+
+/// What a record is about, as it says itself: for who wants to know before it is decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// The cookie of the socket.
+    pub cookie: Option<u64>,
+    /// The address of the minisocket.
+    pub minisocket: Option<u64>,
+}
+
+impl About {
+    const COOKIE: usize = offset_of!(TransitionRecord, cookie);
+    const MINISOCKET: usize = offset_of!(TimeWaitRecord, minisocket);
+    const FULL: [u8; 3] = [
+        RecordKind::Transition as u8,
+        RecordKind::Socket as u8,
+        RecordKind::Call as u8,
+    ];
+
+    /// Nothing is checked.
+    #[must_use]
+    pub fn of(record: &[u8]) -> Self {
+        let number = |at: usize| -> Option<u64> {
+            let bytes = record.get(at..)?.first_chunk()?;
+            known(u64::from_ne_bytes(*bytes))
+        };
+        let full = record.first().is_some_and(|kind| Self::FULL.contains(kind));
+        Self {
+            cookie: number(Self::COOKIE),
+            minisocket: number(Self::MINISOCKET).filter(|_| !full),
+        }
+    }
+}
+
+const _: () = assert!(
+    offset_of!(TimeWaitRecord, cookie) == About::COOKIE
+        && offset_of!(SocketRecord, cookie) == About::COOKIE
+        && offset_of!(CallRecord, cookie) == About::COOKIE
+);
+
+/// Reads a record where it stands or, if that is no place for numbers, somewhere else.
+#[expect(
+    clippy::inline_always,
+    reason = "what is made of it is made where it is needed"
+)]
+#[inline(always)]
+fn with<T: FromBytes + KnownLayout + Immutable, R>(
+    bytes: &[u8],
+    then: impl Fn(&T) -> Result<R, DecodeError>,
+) -> Result<R, DecodeError> {
+    match T::ref_from_prefix(bytes) {
+        Ok((record, _)) => then(record),
+        Err(_) => then(&read(bytes)?),
     }
 }
 

@@ -19,8 +19,10 @@ use tcpstate_common::state::TcpState;
 
 use crate::{
     event::{
-        CallEvent, CallStep, Event, Process, TimeWaitEvent, TimeWaitStep, TransitionEvent, Via,
+        About, CallEvent, CallStep, Event, Process, TimeWaitEvent, TimeWaitStep, TransitionEvent,
+        Via,
     },
+    fetch::Fetch,
     register::Register,
 };
 use found::Ended;
@@ -205,6 +207,22 @@ impl Lifecycle {
             self.cgroups.clear();
         }
         self.cgroups.insert(id, path.into());
+    }
+
+    /// Has what is kept of this socket fetched from memory: an event of it comes soon.
+    #[inline]
+    pub fn fetch(&self, about: About, what: Fetch) {
+        match about {
+            About {
+                minisocket: Some(minisocket),
+                ..
+            } => self.minisockets.fetch(minisocket, what),
+            About {
+                cookie: Some(cookie),
+                ..
+            } => self.connections.fetch(cookie, what),
+            _ => {}
+        }
     }
 
     /// Understands one event, and passes on what it means: nothing, or one or more transitions.

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     event::{Process, TimeWaitEvent, TimeWaitStep, TransitionEvent},
+    fetch::Fetch,
     register::Register,
 };
 
@@ -116,6 +117,11 @@ impl MiniSockets {
 
     pub(super) fn len(&self) -> usize {
         self.lives.len()
+    }
+
+    #[inline]
+    pub(super) fn fetch(&self, minisocket: u64, what: Fetch) {
+        self.lives.fetch(minisocket, what);
     }
 
     /// The minisocket that takes over from a full socket which closes.
