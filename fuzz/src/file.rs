@@ -45,7 +45,8 @@ fn read(file: &[u8], time: u64) {
             assert!(before <= block.offset && block.offset < reader.offset());
             assert!(reader.offset() <= file.len() as u64);
             before = reader.offset();
-            for step in reader.steps() {
+            let mut steps = reader.steps();
+            while let Some(step) = steps.step() {
                 drop(step);
             }
         }

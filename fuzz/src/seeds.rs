@@ -17,7 +17,7 @@ const MOST: usize = 24;
 const SETTINGS: u8 = 32;
 const CALLS: u8 = 64;
 /// How a block is packed.
-const FOLDED: u8 = 2;
+const FOLDED: u8 = 4;
 
 fn main() -> io::Result<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

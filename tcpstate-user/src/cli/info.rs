@@ -152,10 +152,12 @@ fn read(parts: &mut Parts, header: &Header) -> (Info, Option<ReadError>) {
         let before = *before.get_or_insert(block.mark);
         info.missed(block.mark.missed, &before);
         let right = begun.and_then(|()| {
-            parts.steps().try_for_each(|step| {
+            let mut steps = parts.steps();
+            while let Some(step) = steps.step() {
                 let step = course.take(step)?;
-                info.count(&step, &before, &mut end, course.now())
-            })
+                info.count(&step, &before, &mut end, course.now())?;
+            }
+            Ok(())
         });
         if let Err(what) = right {
             let offset = block.offset;

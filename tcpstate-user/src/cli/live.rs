@@ -233,22 +233,17 @@ fn turn(
     now: u64,
     deadline: Instant,
 ) -> Result<bool> {
-    const BETWEEN_LOOKS: u32 = 256;
     losses.check(&tracer.counters()?, view, now)?;
-    let mut until_look = BETWEEN_LOOKS;
     let mut late = false;
-    let waits = tracer.read(now, |bytes| {
-        view.record(bytes, now)?;
-        if view.is_done() {
-            return Ok(false);
+    let waits = tracer.read(now, |record| {
+        if view.look_ahead(record) {
+            return Ok(true);
         }
-        until_look -= 1;
-        if until_look == 0 {
-            until_look = BETWEEN_LOOKS;
-            late = Instant::now() >= deadline;
-        }
-        Ok::<_, std::io::Error>(!late)
+        view.take_ahead(now)?;
+        late = Instant::now() >= deadline;
+        Ok::<_, std::io::Error>(!late && !view.is_done())
     })?;
+    view.take_ahead(now)?;
     Ok(late || waits)
 }
 

@@ -1,5 +1,6 @@
 //! The command line: parsed low (`args.rs`), resolved and checked before anything is attached, then run.
 
+mod ahead;
 mod args;
 mod countdown;
 mod doctor;

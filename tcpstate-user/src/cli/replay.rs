@@ -14,7 +14,7 @@ use super::{
     progress::Progress,
     shape::Shape,
     values::duration,
-    view::{Losses, View},
+    view::{Losses, Taken, View},
     window::Window,
     zone::zone,
 };
@@ -22,7 +22,7 @@ use crate::{
     filter::Filter,
     kernel::{Missing, drop_privileges},
     message::say,
-    recording::{Block, Course, Header, NoStep, Parts, ReadError, Step},
+    recording::{Block, BlockSteps, Course, Header, NoStep, Parts, ReadError, Step},
     sink::{Sink, escape},
 };
 
@@ -197,14 +197,44 @@ impl Replay {
                 return Ok(None);
             }
             self.progress.at(parts.done());
-            for step in parts.steps() {
-                match self.step(step)? {
-                    Next::Step => {}
-                    Next::End => return Ok(None),
-                    Next::Wrong(what) => return Ok(Some(ReadError::Damaged { offset, what })),
-                }
+            match self.steps(parts.steps())? {
+                Next::Step => {}
+                Next::End => return Ok(None),
+                Next::Wrong(what) => return Ok(Some(ReadError::Damaged { offset, what })),
             }
             next = parts.next_block();
+        }
+    }
+
+    /// Shows the steps of a block.
+    fn steps(&mut self, mut steps: BlockSteps<'_>) -> Result<Next> {
+        loop {
+            let other = loop {
+                match steps.step() {
+                    Some(Ok(Step::Record(record))) => {
+                        if let Err(what) = self.course.record() {
+                            return Ok(Next::Wrong(what));
+                        }
+                        if !self.view.look_ahead(record) {
+                            break None;
+                        }
+                    }
+                    other => break Some(other),
+                }
+            };
+            match self.view.take_ahead(self.course.now())? {
+                Taken::All => {}
+                Taken::Enough => return Ok(Next::End),
+                Taken::Younger => return Ok(Next::Wrong(Course::YOUNGER)),
+            }
+            match other {
+                None => {}
+                Some(None) => return Ok(Next::Step),
+                Some(Some(step)) => match self.step(step)? {
+                    Next::Step => {}
+                    other => return Ok(other),
+                },
+            }
         }
     }
 
@@ -216,12 +246,6 @@ impl Replay {
         };
         let view = &mut self.view;
         match step {
-            Step::Record(_) if view.is_done() => return Ok(Next::End),
-            Step::Record(bytes) => {
-                if !view.record(bytes, self.course.now())? {
-                    return Ok(Next::Wrong(Course::YOUNGER));
-                }
-            }
             Step::Losses {
                 now,
                 counters,
@@ -239,7 +263,8 @@ impl Replay {
             Step::Listed if self.from_the_beginning => {
                 view.end_finding();
             }
-            Step::Listed => {}
+            // Records come together.
+            Step::Listed | Step::Record(_) => {}
             Step::Round(round) => view.end_round(round)?,
             Step::Refresh => view.begin_refresh(),
             Step::Cgroup(id, path) => view.learn_cgroup(id, path),

@@ -6,6 +6,7 @@ mod losses;
 use std::io;
 
 use super::{
+    ahead::Ahead,
     args::LiveArgs,
     names::Names,
     shape::{Conditions, Periodic, Shape},
@@ -14,7 +15,8 @@ use super::{
 use crate::{
     analysis::{Connections, Report, Reports},
     disguise::Secret,
-    event::{CallEvent, CallStep, Event, Process, TimeWaitStep, TransitionEvent},
+    event::{About, CallEvent, CallStep, Event, Process, TimeWaitStep, TransitionEvent},
+    fetch::Fetch,
     filter::{Filter, Gate, Unattributed},
     kernel::{Hook, Owners, TimeWaitHook},
     lifecycle::{Counts, Lifecycle, Round, Transition},
@@ -55,6 +57,8 @@ pub struct View {
     counted: bool,
     /// Intervals have ended that were too many for a report each.
     leapt: bool,
+    /// What comes next.
+    ahead: Ahead,
     transitions: Vec<Transition>,
     events: u64,
     /// When the last one happened.
@@ -71,6 +75,17 @@ pub struct View {
     pub unread: u64,
     /// Records that a recording has no place for.
     pub unrecorded: u64,
+}
+
+/// What became of records that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// All were taken.
+    All,
+    /// Not the last of them: as many rows have been shown as were asked for.
+    Enough,
+    /// One is younger than the turn it is in.
+    Younger,
 }
 
 impl View {
@@ -137,6 +152,7 @@ impl View {
             skip_found: false,
             counted: false,
             leapt: false,
+            ahead: Ahead::default(),
             transitions: Vec::new(),
             events: 0,
             time: 0,
@@ -177,8 +193,50 @@ impl View {
         self.tape.as_mut()
     }
 
+    /// One more record comes; `false` if that is enough of them for [`View::take_ahead`], which has to be asked at the end of a turn.
+    pub fn look_ahead(&mut self, record: &[u8]) -> bool {
+        let about = About::of(record);
+        self.fetch(about, Fetch::Place);
+        self.ahead.push(record, about);
+        !self.ahead.is_full()
+    }
+
+    /// Has what is kept of this socket fetched from memory.
+    #[inline]
+    fn fetch(&self, about: About, what: Fetch) {
+        self.lifecycle.fetch(about, what);
+        if let Some(connections) = &self.connections {
+            connections.fetch(about, what);
+        }
+        if let Some(reports) = &self.reports {
+            reports.fetch(about, what);
+        }
+    }
+
+    /// Takes the records that came, which were sent until `now`.
+    pub fn take_ahead(&mut self, now: u64) -> io::Result<Taken> {
+        let mut ahead = std::mem::take(&mut self.ahead);
+        for about in ahead.abouts() {
+            self.fetch(about, Fetch::Value);
+        }
+        let mut taken = Taken::All;
+        for record in ahead.iter() {
+            if self.is_done() {
+                taken = Taken::Enough;
+                break;
+            }
+            if !self.record(record, now)? {
+                taken = Taken::Younger;
+                break;
+            }
+        }
+        ahead.clear();
+        self.ahead = ahead;
+        Ok(taken)
+    }
+
     /// Takes one record that was sent until `now`; `false` if it is younger.
-    pub fn record(&mut self, bytes: &[u8], now: u64) -> io::Result<bool> {
+    fn record(&mut self, bytes: &[u8], now: u64) -> io::Result<bool> {
         let decoded = Event::decode(bytes);
         let Ok(event) = &decoded else {
             self.undecodable += 1;

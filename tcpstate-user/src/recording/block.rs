@@ -9,7 +9,7 @@ use zerocopy::{
 
 use super::{
     ReadError,
-    fold::{fold, unfold},
+    fold::{BlockSteps, Groups, Last, fold},
 };
 
 /// How many bytes a block may have, packed or not: what a reader has to hold, whatever the file says.
@@ -77,7 +77,9 @@ struct Head {
 const HEAD: usize = size_of::<Head>();
 /// Bits of how a block is packed: what was done last is undone first.
 const ZSTD: u8 = 1;
-const FOLDED: u8 = 2;
+/// By length: nobody does that any more.
+const FOLDED_BY_LENGTH: u8 = 2;
+const FOLDED: u8 = 4;
 
 const _: () = assert!(HEAD == 80);
 
@@ -172,8 +174,10 @@ pub(super) struct Unpacker {
     zstd: zstd::bulk::Decompressor<'static>,
     body: Vec<u8>,
     unpacked: Vec<u8>,
-    unfolded: Vec<u8>,
+    last: Box<Last>,
     packing: u8,
+    /// Bytes of the block, unfolded.
+    length: usize,
 }
 
 impl Unpacker {
@@ -182,18 +186,33 @@ impl Unpacker {
             zstd: zstd::bulk::Decompressor::new()?,
             body: Vec::new(),
             unpacked: Vec::new(),
-            unfolded: Vec::new(),
+            last: Box::default(),
             packing: 0,
+            length: 0,
         })
     }
 
-    /// The bytes of the block that was read last, unpacked.
+    /// The bytes of the block that was read last, unpacked. Only steps are folded.
     pub fn bytes(&self) -> &[u8] {
-        match self.packing {
+        match self.packing & ZSTD {
             0 => &self.body,
-            ZSTD => &self.unpacked,
-            _ => &self.unfolded,
+            _ => &self.unpacked,
         }
+    }
+
+    /// The steps of the block that was read last.
+    pub fn steps(&mut self) -> BlockSteps<'_> {
+        let bytes = match self.packing & ZSTD {
+            0 => &self.body,
+            _ => &self.unpacked,
+        };
+        let groups = match self.packing & !ZSTD {
+            FOLDED => Some(Groups::Kind),
+            FOLDED_BY_LENGTH => Some(Groups::Length),
+            _ => None,
+        };
+        let last = groups.map(|groups| (&mut *self.last, groups));
+        BlockSteps::new(bytes, self.length, last)
     }
 
     /// Reads the block that begins here; `None` if the file ends here.
@@ -245,7 +264,8 @@ impl Unpacker {
         }
         let wrong_length = damaged(body_at, "a block has another length than it says");
         self.packing = head.packing;
-        if self.packing & !(ZSTD | FOLDED) != 0 {
+        let folded = matches!(self.packing & !ZSTD, FOLDED_BY_LENGTH | FOLDED);
+        if self.packing & !ZSTD != 0 && !(folded && kind == Kind::Steps) {
             return Err(damaged(start, "there is no such way of packing"));
         }
         if self.packing & ZSTD != 0 {
@@ -261,20 +281,11 @@ impl Unpacker {
                 return Err(wrong_length);
             }
         }
-        if self.packing & FOLDED != 0 {
-            let folded = match self.packing & ZSTD {
-                0 => &self.body,
-                _ => &self.unpacked,
-            };
-            self.unfolded.resize(length, 0);
-            unfold(folded, &mut self.unfolded).ok_or(damaged(
-                body_at,
-                "what was folded in a block cannot be unfolded",
-            ))?;
-        }
-        if self.bytes().len() != length {
+        // What is folded tells it when it is unfolded.
+        if !folded && self.bytes().len() != length {
             return Err(wrong_length);
         }
+        self.length = length;
         *offset = body_at + stored as u64;
         Ok(Some(Block {
             offset: start,

@@ -43,6 +43,18 @@ impl Course {
         Ok(())
     }
 
+    /// The next step is a record.
+    ///
+    /// # Errors
+    /// If a recorder cannot have written one.
+    pub const fn record(&self) -> Result<(), &'static str> {
+        // Of what is left, only how it ended is told.
+        match self.end {
+            Some(_) => Err("something happens after the end"),
+            None => Ok(()),
+        }
+    }
+
     /// Takes the next step, and gives it back if a recorder may have written it.
     ///
     /// # Errors
@@ -52,8 +64,7 @@ impl Course {
             return Err("there is something in a block that is no step");
         };
         match step {
-            // Of what is left, only how it ended is told.
-            Step::Record(_) if self.end.is_some() => Err("something happens after the end"),
+            Step::Record(_) => self.record().map(|()| step),
             Step::Losses { now, .. } if now < self.now => {
                 Err("a turn is earlier than the one before it")
             }

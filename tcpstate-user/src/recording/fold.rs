@@ -1,13 +1,16 @@
-//! Folding: most of a record is what the one before it was, so of each a block keeps what differs. With what is left zstd has less to do, and
-//! files are smaller by a tenth.
+//! Folding: most of a record is what the last one of its kind was, so of each a block keeps what differs. With what is left zstd has less
+//! to do, and files are smaller.
 
-use super::step::{RECORD, Step, Steps};
+use super::step::{NoStep, Step, Steps};
 
-/// Stands where a step would begin, and is none: a record that differs from the last one of the same length.
+/// Stands where a step would begin, and is none: a record that differs from the last one of its group.
 const LIKE: u8 = 255;
 
 /// Records of so many words of eight bytes can be folded: a bit for each word has to find room.
 const WORDS: usize = 24;
+
+/// Groups of records.
+const GROUPS: usize = 61;
 
 /// The bytes of a word that a place (see [`differ`]) says; none if there is no such place.
 static BYTES: [u64; 256] = {
@@ -24,28 +27,50 @@ static BYTES: [u64; 256] = {
     bytes
 };
 
-/// Where the last record of each length is.
-type Last = [Option<usize>; WORDS + 1];
-
 /// Bytes before a record: the kind of the step and the length.
 const HEAD: usize = 3;
+
+/// Which records are of one group, if of one length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Groups {
+    /// All of them (format 2).
+    Length,
+    /// Those with the same first three bytes, nearly always: what happened, and in which states.
+    Kind,
+}
+
+impl Groups {
+    /// The group of a record, and how many words it has, if it can be folded.
+    fn of(self, record: &[u8]) -> Option<(usize, usize)> {
+        let words = record.len() / 8;
+        if !record.len().is_multiple_of(8) || words > WORDS {
+            return None;
+        }
+        let group = match (self, record) {
+            (Self::Length, _) => words,
+            (Self::Kind, [a, b, c, ..]) => u32::from_le_bytes([*a, *b, *c, 0]) as usize % GROUPS,
+            (Self::Kind, _) => return None,
+        };
+        Some((group, words))
+    }
+}
 
 /// Folds steps; `None` if that makes them no shorter.
 pub(super) fn fold<'a>(plain: &[u8], folded: &'a mut Vec<u8>) -> Option<&'a [u8]> {
     folded.clear();
-    let mut last: Last = [None; WORDS + 1];
+    let mut last: [&[u8]; GROUPS] = [&[]; GROUPS];
     let mut steps = Steps::new(plain);
     let mut at = 0;
     while let Some(step) = steps.next() {
         let step = step.ok()?;
         let end = plain.len() - steps.rest().len();
         if let Step::Record(record) = step
-            && let Some(last) = words(record.len()).and_then(|words| last.get_mut(words))
+            && let Some((group, _)) = Groups::Kind.of(record)
+            && let Some(last) = last.get_mut(group)
+            && let before = std::mem::replace(last, record)
+            && before.len() == record.len()
         {
-            match last.replace(at + HEAD) {
-                Some(last) => differ(plain.get(last..)?, record, folded),
-                None => folded.extend_from_slice(plain.get(at..end)?),
-            }
+            differ(group, before, record, folded);
         } else {
             folded.extend_from_slice(plain.get(at..end)?);
         }
@@ -56,7 +81,7 @@ pub(super) fn fold<'a>(plain: &[u8], folded: &'a mut Vec<u8>) -> Option<&'a [u8]
 
 /// Writes what a record has otherwise than the last one: which words differ, and of each where the bytes that differ begin, how many they
 /// are to the last one, and these bytes.
-fn differ(last: &[u8], record: &[u8], folded: &mut Vec<u8>) {
+fn differ(group: usize, last: &[u8], record: &[u8], folded: &mut Vec<u8>) {
     let begin = folded.len();
     // Which words differ is known afterwards.
     folded.extend_from_slice(&[LIKE, 0, 0, 0, 0]);
@@ -78,89 +103,162 @@ fn differ(last: &[u8], record: &[u8], folded: &mut Vec<u8>) {
         folded.truncate(folded.len() - (8 - count as usize));
     }
     let [a, b, c, _] = words.to_le_bytes();
-    let count = u8::try_from(record.len()).unwrap_or_default();
+    let [group, ..] = group.to_le_bytes();
     if let Some(head) = folded.get_mut(begin + 1..begin + 5) {
-        head.copy_from_slice(&[count, a, b, c]);
+        head.copy_from_slice(&[group, a, b, c]);
     }
 }
 
-/// Unfolds what fills `plain` then; `None` if it does not, or is nothing that was folded.
-pub(super) fn unfold(mut folded: &[u8], plain: &mut [u8]) -> Option<()> {
-    let mut last: Last = [None; WORDS + 1];
-    let mut at = 0;
-    while let Some((kind, rest)) = folded.split_first() {
-        let (before, here) = plain.split_at_mut_checked(at)?;
-        let bytes = if *kind == LIKE {
-            let ([count, a, b, c], rest) = rest.split_first_chunk()?;
-            let bytes = usize::from(*count) * 8;
-            let from = (*last.get(usize::from(*count))?)?;
-            let (head, here) = here.split_first_chunk_mut::<HEAD>()?;
-            let [low, high] = u16::try_from(bytes).ok()?.to_le_bytes();
-            *head = [RECORD, low, high];
-            let record = here.get_mut(..bytes)?;
-            record.copy_from_slice(before.get(from..from + bytes)?);
-            folded = put(rest, u32::from_le_bytes([*a, *b, *c, 0]), record)?;
-            at += HEAD + bytes;
-            Some(bytes)
-        } else {
-            let mut steps = Steps::new(folded);
-            let step = steps.next()?.ok()?;
-            let taken = folded.len() - steps.rest().len();
-            here.get_mut(..taken)?.copy_from_slice(folded.get(..taken)?);
-            folded = steps.rest();
-            at += taken;
-            match step {
-                Step::Record(record) => Some(record.len()),
-                _ => None,
-            }
+/// The last record of each group, as it stands in the ring buffers: where its numbers can be read at once.
+pub(super) struct Last([Record; GROUPS]);
+
+#[derive(Clone, Copy)]
+#[repr(align(8))]
+struct Record {
+    bytes: [[u8; 8]; WORDS],
+    /// How many there are; `None` before there is one.
+    words: Option<usize>,
+}
+
+impl Default for Last {
+    fn default() -> Self {
+        let none = Record {
+            bytes: [[0; 8]; WORDS],
+            words: None,
         };
-        if let Some(bytes) = bytes
-            && let Some(last) = words(bytes).and_then(|words| last.get_mut(words))
-        {
-            *last = Some(at - bytes);
+        Self([none; GROUPS])
+    }
+}
+
+/// The steps of a block. Each is there until the next one is asked for.
+#[expect(
+    missing_debug_implementations,
+    reason = "nobody wants to see all of a block"
+)]
+pub struct BlockSteps<'a> {
+    rest: &'a [u8],
+    /// So many bytes they are, unfolded, that are still to come.
+    left: usize,
+    /// If they are folded.
+    last: Option<(&'a mut Last, Groups)>,
+}
+
+/// The next step.
+enum Next<'a> {
+    /// A record, which is the last one of this group now.
+    Like(usize),
+    /// It stands there.
+    Plain(Step<'a>),
+}
+
+impl<'a> BlockSteps<'a> {
+    /// Of a block of so many bytes, unfolded.
+    pub(super) fn new(
+        bytes: &'a [u8],
+        length: usize,
+        mut last: Option<(&'a mut Last, Groups)>,
+    ) -> Self {
+        if let Some((Last(records), _)) = &mut last {
+            for record in records {
+                record.words = None;
+            }
+        }
+        Self {
+            rest: bytes,
+            left: length,
+            last,
         }
     }
-    (at == plain.len()).then_some(())
+
+    /// The next step, if there is one. After one that is none there are no more.
+    pub fn step(&mut self) -> Option<Result<Step<'_>, NoStep>> {
+        if self.rest.is_empty() && self.left == 0 {
+            return None;
+        }
+        match self.advance() {
+            Some(Next::Plain(step)) => Some(Ok(step)),
+            Some(Next::Like(group)) => {
+                let (Last(records), _) = self.last.as_ref()?;
+                let Record { bytes, words } = records.get(group)?;
+                let record = bytes.as_flattened().get(..(*words)? * 8)?;
+                Some(Ok(Step::Record(record)))
+            }
+            None => {
+                (self.rest, self.left) = (&[], 0);
+                Some(Err(NoStep))
+            }
+        }
+    }
+
+    fn advance(&mut self) -> Option<Next<'a>> {
+        if let Some((Last(records), _)) = &mut self.last
+            && let Some(([LIKE, group, a, b, c], rest)) = self.rest.split_first_chunk()
+        {
+            let group = usize::from(*group);
+            let Record { bytes, words } = records.get_mut(group)?;
+            let words = (*words)?;
+            self.left = self.left.checked_sub(HEAD + words * 8)?;
+            let differing = u32::from_le_bytes([*a, *b, *c, 0]);
+            self.rest = put(rest, differing, bytes.get_mut(..words)?)?;
+            return Some(Next::Like(group));
+        }
+        let mut steps = Steps::new(self.rest);
+        let step = steps.next()?.ok()?;
+        let taken = self.rest.len() - steps.rest().len();
+        self.left = self.left.checked_sub(taken)?;
+        self.rest = steps.rest();
+        if let (Some((Last(records), groups)), Step::Record(record)) = (&mut self.last, &step)
+            && let Some((group, words)) = groups.of(record)
+            && let Some(last) = records.get_mut(group)
+        {
+            last.words = Some(words);
+            last.bytes
+                .as_flattened_mut()
+                .get_mut(..record.len())?
+                .copy_from_slice(record);
+        }
+        Some(Next::Plain(step))
+    }
 }
 
 /// Puts what differs into a record, and says what is behind it.
-fn put<'a>(mut folded: &'a [u8], mut words: u32, record: &mut [u8]) -> Option<&'a [u8]> {
-    let (record, _) = record.as_chunks_mut();
+fn put<'a>(mut folded: &'a [u8], mut words: u32, record: &mut [[u8; 8]]) -> Option<&'a [u8]> {
     while words != 0 {
         let word = record.get_mut(words.trailing_zeros() as usize)?;
         words &= words - 1;
-        let (place, rest) = folded.split_first()?;
-        let bytes = BYTES[usize::from(*place)];
+        // All eight are read faster than some.
+        let (place, new) = match folded.first_chunk::<9>() {
+            Some([place, new @ ..]) => (*place, u64::from_le_bytes(*new)),
+            None => at_the_end(folded)?,
+        };
+        let bytes = BYTES[usize::from(place)];
         if bytes == 0 {
             return None;
         }
-        let count = usize::from(place & 15);
-        let (new, rest) = if let Some(new) = rest.first_chunk() {
-            (u64::from_le_bytes(*new), &rest[count..])
-        } else {
-            let (few, rest) = rest.split_at_checked(count)?;
-            let mut new = [0; 8];
-            new[..few.len()].copy_from_slice(few);
-            (u64::from_le_bytes(new), rest)
-        };
+        folded = folded.get(1 + usize::from(place & 15)..)?;
         let old = u64::from_le_bytes(*word);
         let new = new << (place >> 4 << 3);
         *word = (old ^ (old ^ new) & bytes).to_le_bytes();
-        folded = rest;
     }
     Some(folded)
 }
 
-/// How many words a record of so many bytes has, if it can be folded.
-fn words(bytes: usize) -> Option<usize> {
-    (bytes.is_multiple_of(8) && bytes <= WORDS * 8).then_some(bytes / 8)
+/// A place and the bytes that are left.
+#[cold]
+fn at_the_end(folded: &[u8]) -> Option<(u8, u64)> {
+    let (place, rest) = folded.split_first()?;
+    let mut new = [0; 8];
+    for (new, byte) in new.iter_mut().zip(rest) {
+        *new = *byte;
+    }
+    Some((*place, u64::from_le_bytes(new)))
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::{collection::vec, prelude::*};
 
-    use super::{Step, fold, unfold};
+    use super::{BlockSteps, Groups, Last, Step, fold};
 
     /// Records that have much in common, and some that cannot be folded.
     fn records() -> impl Strategy<Value = Vec<Vec<u8>>> {
@@ -189,20 +287,36 @@ mod tests {
         plain
     }
 
+    /// All steps, as they were; `None` if one is none.
+    fn unfold(folded: &[u8], length: usize, groups: Groups) -> Option<Vec<u8>> {
+        let mut last = Last::default();
+        let mut steps = BlockSteps::new(folded, length, Some((&mut last, groups)));
+        let mut plain = Vec::new();
+        let mut wrong = false;
+        while let Some(step) = steps.step() {
+            assert!(!wrong, "there is something behind what is none");
+            match step {
+                Ok(step) => step.write(&mut plain),
+                Err(_) => wrong = true,
+            }
+        }
+        assert!(plain.len() <= length);
+        (!wrong).then_some(plain)
+    }
+
     proptest! {
         #[test]
         fn what_was_folded_is_unfolded(records in records()) {
             let plain = steps(&records);
             if let Some(folded) = fold(&plain, &mut Vec::new()) {
                 prop_assert!(folded.len() < plain.len());
-                let mut unfolded = vec![1; plain.len()];
-                prop_assert_eq!(unfold(folded, &mut unfolded), Some(()));
-                prop_assert_eq!(&unfolded, &plain);
+                let unfolded = unfold(folded, plain.len(), Groups::Kind);
+                prop_assert_eq!(unfolded.as_ref(), Some(&plain));
                 for wrong in [0, plain.len() - 1, plain.len() + 1] {
-                    prop_assert_eq!(unfold(folded, &mut vec![1; wrong]), None);
+                    prop_assert_eq!(unfold(folded, wrong, Groups::Kind), None);
                 }
                 for cut in 0..folded.len() {
-                    prop_assert_eq!(unfold(&folded[..cut], &mut unfolded), None);
+                    prop_assert_eq!(unfold(&folded[..cut], plain.len(), Groups::Kind), None);
                 }
             }
         }
@@ -211,6 +325,7 @@ mod tests {
         fn anything_is_unfolded_or_refused(
             records in records(),
             changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+            groups in prop_oneof![Just(Groups::Length), Just(Groups::Kind)],
         ) {
             let plain = steps(&records);
             let mut folded = Vec::new();
@@ -219,7 +334,7 @@ mod tests {
                 let at = at.index(folded.len());
                 folded[at] = byte;
             }
-            unfold(&folded, &mut vec![1; plain.len()]);
+            unfold(&folded, plain.len(), groups);
         }
     }
 

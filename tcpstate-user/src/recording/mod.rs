@@ -20,6 +20,7 @@ use std::{io, path::PathBuf};
 pub use self::{
     block::{Block, Mark},
     course::Course,
+    fold::BlockSteps,
     header::Header,
     parts::{Parts, Rotation, is_there, part_name},
     reader::Reader,
@@ -31,7 +32,7 @@ pub use self::{
 use crate::sink::escape;
 
 /// The version of the format: raised when what an older reader would misunderstand is added.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// The version of the records in `tcpstate-common/src/record.rs`: raised when their layout changes.
 pub const LAYOUT: u32 = 1;

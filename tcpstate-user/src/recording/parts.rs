@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Block, Header, ReadError, Reader, Steps, header};
+use super::{Block, BlockSteps, Header, ReadError, Reader, header};
 
 /// When to begin another file, and how many to keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +222,7 @@ impl Parts {
 
     /// The steps of the block that was read last.
     #[must_use]
-    pub fn steps(&self) -> Steps<'_> {
+    pub fn steps(&mut self) -> BlockSteps<'_> {
         self.reader.steps()
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Seek, SeekFrom};
 
 use super::{
-    Block, Header, ReadError, Steps,
+    Block, BlockSteps, Header, ReadError,
     block::{Kind, Unpacker, read_up_to},
     index::{Index, Trailer},
 };
@@ -68,8 +68,8 @@ impl<R: Read> Reader<R> {
     }
 
     /// The steps of the block that was read last.
-    pub fn steps(&self) -> Steps<'_> {
-        Steps::new(self.unpacker.bytes())
+    pub fn steps(&mut self) -> BlockSteps<'_> {
+        self.unpacker.steps()
     }
 
     /// The next block of steps; `None` at the end.

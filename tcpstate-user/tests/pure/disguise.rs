@@ -172,7 +172,8 @@ fn unpacked(path: &str) -> Vec<u8> {
     let mut reader = Reader::new(File::open(path).expect("a file")).expect("a recording");
     let mut all = serde_json::to_vec(reader.header()).expect("JSON");
     while reader.next_block().expect("a whole recording").is_some() {
-        for step in reader.steps() {
+        let mut steps = reader.steps();
+        while let Some(step) = steps.step() {
             step.expect("a step").write(&mut all);
         }
     }
@@ -224,7 +225,8 @@ fn record(path: &str, fixture: &str, disguise: Option<Disguise>) {
     tape.take(&Step::Record(b"\xffsecret, of a kind that we do not know"));
     tape.take(&Step::Record(b"\x01secret, and too short"));
     while reader.next_block().expect("a whole recording").is_some() {
-        for step in reader.steps() {
+        let mut steps = reader.steps();
+        while let Some(step) = steps.step() {
             tape.take(&step.expect("a step"));
         }
     }

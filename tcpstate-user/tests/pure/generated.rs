@@ -32,7 +32,8 @@ fn as_many_events_as_asked_for_and_none_that_could_not_be() {
     let mut reader = Reader::new(Cursor::new(&file)).expect("a recording");
     let (mut events, mut listeners, mut time) = (0, 0, 0);
     while reader.next_block().expect("a block").is_some() {
-        for step in reader.steps() {
+        let mut steps = reader.steps();
+        while let Some(step) = steps.step() {
             let Step::Record(record) = step.expect("a step") else {
                 continue;
             };

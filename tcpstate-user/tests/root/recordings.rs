@@ -267,7 +267,8 @@ fn an_anonymized_recording_has_no_address_and_no_name() {
         let mut reader = Reader::new(file).expect("a recording");
         let mut all = serde_json::to_vec(reader.header()).expect("JSON");
         while reader.next_block().expect("a whole recording").is_some() {
-            for step in reader.steps() {
+            let mut steps = reader.steps();
+            while let Some(step) = steps.step() {
                 step.expect("a step").write(&mut all);
             }
         }
