@@ -18,6 +18,7 @@ const SETTINGS: u8 = 32;
 const CALLS: u8 = 64;
 /// How a block is packed.
 const FOLDED: u8 = 4;
+const FOLDED_BY_LENGTH: u8 = 2;
 
 fn main() -> io::Result<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -41,7 +42,11 @@ fn main() -> io::Result<()> {
             let steps = steps_of(&records);
             keep("steps", &[&[choice, observer], steps.as_slice()].concat())?;
             // Steps that differ from nothing are folded as they are.
-            let packing = if part == 0 { FOLDED } else { 0 };
+            let packing = match part {
+                0 => FOLDED,
+                1 => FOLDED_BY_LENGTH,
+                _ => 0,
+            };
             let file = unpacked(&steps, observer, packing);
             keep("file", &[&[choice << 2], file.as_slice()].concat())?;
         }

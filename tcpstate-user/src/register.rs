@@ -5,6 +5,8 @@
 
 mod index;
 
+use std::hash::{BuildHasher as _, RandomState};
+
 use crate::fetch::{Fetch, fetch};
 use index::{Index, NONE};
 
@@ -18,6 +20,8 @@ pub struct Register<T> {
     free: u32,
     /// Where to look for a victim.
     hand: usize,
+    /// Of the hashes: another in each.
+    seed: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -34,6 +38,7 @@ impl<T> Default for Register<T> {
             slots: Vec::new(),
             free: NONE,
             hand: 0,
+            seed: RandomState::new().hash_one(0),
         }
     }
 }
@@ -55,20 +60,24 @@ impl<T> Register<T> {
     #[inline]
     pub fn fetch(&self, key: u64, what: Fetch) {
         if what == Fetch::Place {
-            self.index.fetch(hash(key));
+            self.index.fetch(self.hash(key));
             return;
         }
         // Whether it is the right one is not worth waiting for.
-        let at = self.index.find(hash(key), |_| true);
+        let at = self.index.find(self.hash(key), |_| true);
         if let Some(slot) = at.and_then(|at| self.slots.get(self.index.place(at))) {
             fetch(slot);
         }
     }
 
+    fn hash(&self, key: u64) -> u32 {
+        hash(key, self.seed)
+    }
+
     /// Where in the index, and where among the slots.
     fn find(&self, key: u64) -> Option<(usize, usize)> {
         let is_its = |place: usize| self.slots.get(place).is_some_and(|slot| slot.key == key);
-        let at = self.index.find(hash(key), is_its)?;
+        let at = self.index.find(self.hash(key), is_its)?;
         Some((at, self.index.place(at)))
     }
 
@@ -104,12 +113,12 @@ impl<T> Register<T> {
         if let Some(free) = self.slots.get_mut(place as usize) {
             self.free = u32::try_from(free.key).unwrap_or(NONE);
             *free = slot;
-            self.index.insert(hash(key), place);
+            self.index.insert(self.hash(key), place);
             return None;
         }
         match u32::try_from(self.slots.len()) {
             Ok(place) if place != NONE => {
-                self.index.insert(hash(key), place);
+                self.index.insert(self.hash(key), place);
                 push(&mut self.slots, slot);
                 None
             }
@@ -170,10 +179,11 @@ fn push<T>(slots: &mut Vec<T>, slot: T) {
     slots.push(slot);
 }
 
-/// Fibonacci hashing: numbers in a row come as far from each other as can be.
-fn hash(key: u64) -> u32 {
-    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-    let [.., a, b, c, d] = key.wrapping_mul(GOLDEN).to_le_bytes();
+/// Mixed so that neither numbers in a row, nor any other pattern, nor who makes up a recording and cannot know the seed, bring many
+/// to the same place.
+fn hash(key: u64, seed: u64) -> u32 {
+    let mixed = (key ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let [a, b, c, d, ..] = (mixed ^ mixed >> 32).to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
 }
 
@@ -194,7 +204,8 @@ mod tests {
 
     const KEYS: u64 = 100;
 
-    /// Every second number has one of four hashes, at the ends of the index and in the middle; the others have hashes of their own.
+    /// Without a seed every second number has one of four hashes, at the ends of the index and in the middle; the others have hashes
+    /// of their own.
     fn key(number: u64) -> u64 {
         /// What undoes the multiplication of a hash.
         const INVERSE: u64 = 0xf1de_83e1_9937_733d;
@@ -205,13 +216,14 @@ mod tests {
             6 => 1 << 31,
             _ => return number,
         };
-        INVERSE.wrapping_mul(u64::from(hash) << 32 | number)
+        INVERSE.wrapping_mul(number << 32 | u64::from(hash) ^ number)
     }
 
     #[test]
     fn some_keys_have_the_same_hash() {
-        assert_eq!([hash(key(0)), hash(key(8))], [0; 2]);
-        assert_eq!([hash(key(2)), hash(key(90))], [u32::MAX; 2]);
+        assert_eq!([hash(key(0), 0), hash(key(8), 0)], [0; 2]);
+        assert_eq!([hash(key(2), 0), hash(key(90), 0)], [u32::MAX; 2]);
+        assert_ne!(hash(key(2), 1), hash(key(90), 1));
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -226,7 +238,10 @@ mod tests {
     proptest! {
         #[test]
         fn it_holds_what_a_map_would(steps in vec(step(), 0..600)) {
-            let mut register = Register::default();
+            let mut register = Register {
+                seed: 0,
+                ..Register::default()
+            };
             let mut map = BTreeMap::new();
             let mut most = 0;
             for step in steps {

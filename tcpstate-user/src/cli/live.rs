@@ -239,6 +239,7 @@ fn turn(
         if view.look_ahead(record) {
             return Ok(true);
         }
+        // None is younger: the rings have seen to that.
         view.take_ahead(now)?;
         late = Instant::now() >= deadline;
         Ok::<_, std::io::Error>(!late && !view.is_done())

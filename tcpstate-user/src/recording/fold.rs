@@ -113,7 +113,7 @@ fn differ(group: usize, last: &[u8], record: &[u8], folded: &mut Vec<u8>) {
 pub(super) struct Last([Record; GROUPS]);
 
 #[derive(Clone, Copy)]
-#[repr(align(8))]
+#[repr(C, align(8))]
 struct Record {
     bytes: [[u8; 8]; WORDS],
     /// How many there are; `None` before there is one.
