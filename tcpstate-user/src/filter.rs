@@ -183,9 +183,6 @@ impl Filter {
 
     /// Whether a connection is wanted whose protocol and both ends are known.
     fn wants_ends(&self, protocol: Protocol, local: &Endpoint, remote: &Endpoint) -> bool {
-        if !self.looks_at_ends() {
-            return self.protocol(protocol);
-        }
         let within = |end: &Endpoint| self.networks.iter().any(|net| net.contains(&end.addr));
         self.protocol(protocol)
             && self

@@ -7,7 +7,7 @@ mod index;
 
 use std::hash::{BuildHasher as _, RandomState};
 
-use crate::fetch::{Fetch, fetch};
+use crate::prefetch::{Prefetch, prefetch};
 use index::{Index, NONE};
 
 /// A value for each of many numbers.
@@ -57,16 +57,15 @@ impl<T> Register<T> {
     }
 
     /// Has what is kept of this number, which will be looked up soon, fetched from memory.
-    #[inline]
-    pub fn fetch(&self, key: u64, what: Fetch) {
-        if what == Fetch::Place {
-            self.index.fetch(self.hash(key));
+    pub fn prefetch(&self, key: u64, what: Prefetch) {
+        if what == Prefetch::Place {
+            self.index.prefetch(self.hash(key));
             return;
         }
         // Whether it is the right one is not worth waiting for.
         let at = self.index.find(self.hash(key), |_| true);
         if let Some(slot) = at.and_then(|at| self.slots.get(self.index.place(at))) {
-            fetch(slot);
+            prefetch(slot);
         }
     }
 
@@ -193,7 +192,7 @@ mod tests {
 
     use proptest::{collection::vec, prelude::*};
 
-    use super::{Fetch, Register, hash};
+    use super::{Prefetch, Register, hash};
 
     #[derive(Clone, Copy, Debug)]
     enum Step {
@@ -264,8 +263,8 @@ mod tests {
                 let held: BTreeMap<_, _> = register.iter().map(|(key, value)| (key, *value)).collect();
                 prop_assert_eq!(&held, &map);
                 for key in (0..KEYS).map(key) {
-                    register.fetch(key, Fetch::Place);
-                    register.fetch(key, Fetch::Value);
+                    register.prefetch(key, Prefetch::Place);
+                    register.prefetch(key, Prefetch::Value);
                     prop_assert_eq!(register.get(key), map.get(&key));
                 }
             }

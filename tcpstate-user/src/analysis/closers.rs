@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     event::{About, Process},
-    fetch::Fetch,
     lifecycle::Transition,
+    prefetch::Prefetch,
 };
 
 /// Counts a connection when its first close happens.
@@ -220,8 +220,8 @@ impl Tally for Closers {
         "closers"
     }
 
-    fn fetch(&self, about: About, what: Fetch) {
-        self.open.fetch(about, what);
+    fn prefetch(&self, about: About, what: Prefetch) {
+        self.open.prefetch(about, what);
     }
 
     fn take(&mut self, transition: &Transition, wanted: bool) {

@@ -9,8 +9,8 @@ use tcpstate_common::state::TcpState;
 use super::Stays;
 use crate::{
     event::{About, Endpoint, Process, Protocol, Totals, TransitionEvent, Via},
-    fetch::Fetch,
     lifecycle::{Bound, Found, KnownBy, Phase, Reason, Transition},
+    prefetch::Prefetch,
     register::Register,
 };
 
@@ -241,10 +241,9 @@ impl Connections {
     }
 
     /// Has what is kept of the connection of this socket fetched from memory: a transition of it comes soon.
-    #[inline]
-    pub fn fetch(&self, about: About, what: Fetch) {
+    pub fn prefetch(&self, about: About, what: Prefetch) {
         if let Some(cookie) = about.cookie {
-            self.open.fetch(cookie, what);
+            self.open.prefetch(cookie, what);
         }
     }
 
@@ -465,13 +464,8 @@ impl Connection {
         if event.totals.is_some() {
             self.totals = event.totals;
         }
-        if let Some(cgroup) = &transition.cgroup
-            && !self
-                .cgroup
-                .as_ref()
-                .is_some_and(|known| Arc::ptr_eq(known, cgroup))
-        {
-            self.cgroup = Some(Arc::clone(cgroup));
+        if transition.cgroup.is_some() {
+            self.cgroup.clone_from(&transition.cgroup);
         }
         if let Some(process) = transition.process {
             let closing = matches!(process.via, Via::Close | Via::Shutdown);

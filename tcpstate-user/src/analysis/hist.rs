@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     event::About,
-    fetch::Fetch,
     lifecycle::{Bound, Phase, Transition},
+    prefetch::Prefetch,
 };
 
 /// What to show.
@@ -196,8 +196,8 @@ impl Tally for Hist {
         "hist"
     }
 
-    fn fetch(&self, about: About, what: Fetch) {
-        self.open.fetch(about, what);
+    fn prefetch(&self, about: About, what: Prefetch) {
+        self.open.prefetch(about, what);
     }
 
     fn take(&mut self, transition: &Transition, wanted: bool) {

@@ -4,8 +4,8 @@ use tcpstate_common::state::TcpState;
 
 use crate::{
     event::About,
-    fetch::Fetch,
     lifecycle::{Found, Transition},
+    prefetch::Prefetch,
     register::Register,
 };
 
@@ -35,10 +35,10 @@ impl<T> Memory<T> {
     }
 
     /// Has what is remembered of the connection of this socket fetched from memory: a transition of it comes soon.
-    pub fn fetch(&self, about: About, what: Fetch) {
+    pub fn prefetch(&self, about: About, what: Prefetch) {
         if let Some(cookie) = about.cookie {
             let key = key(cookie, about.minisocket.is_some());
-            self.connections.fetch(key, what);
+            self.connections.prefetch(key, what);
         }
     }
 

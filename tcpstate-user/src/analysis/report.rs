@@ -6,8 +6,8 @@
 use super::table::{RowKind, Table};
 use crate::{
     event::{About, CallEvent, Process},
-    fetch::Fetch,
     lifecycle::{Found, Lifecycle, Transition},
+    prefetch::Prefetch,
 };
 
 /// A periodic view: takes transitions, and has a table to show whenever an interval ends.
@@ -16,7 +16,7 @@ pub trait Tally {
     fn name(&self) -> &'static str;
 
     /// Has what is remembered of this socket fetched from memory: a transition of it comes soon.
-    fn fetch(&self, _about: About, _what: Fetch) {}
+    fn prefetch(&self, _about: About, _what: Prefetch) {}
 
     /// Takes a transition. One that is not `wanted` is to be understood, but not to be counted.
     fn take(&mut self, transition: &Transition, wanted: bool);
@@ -109,9 +109,9 @@ impl Reports {
         }
     }
 
-    /// See [`Tally::fetch`].
-    pub fn fetch(&self, about: About, what: Fetch) {
-        self.tally.fetch(about, what);
+    /// See [`Tally::prefetch`].
+    pub fn prefetch(&self, about: About, what: Prefetch) {
+        self.tally.prefetch(about, what);
     }
 
     /// The report on the present interval, if it has ended by now; the next begins. Ask until there is none, before anything

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     event::{About, Process, Via},
-    fetch::Fetch,
     lifecycle::{Found, Transition},
+    prefetch::Prefetch,
 };
 
 /// The states that are counted, in the order of a life.
@@ -216,8 +216,8 @@ impl Tally for States {
         "states"
     }
 
-    fn fetch(&self, about: About, what: Fetch) {
-        self.open.fetch(about, what);
+    fn prefetch(&self, about: About, what: Prefetch) {
+        self.open.prefetch(about, what);
     }
 
     fn take(&mut self, transition: &Transition, wanted: bool) {

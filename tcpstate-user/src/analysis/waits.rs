@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{
     event::{About, CallEvent, CallStep, Endpoint, Process},
-    fetch::Fetch,
     lifecycle::{Bound, Found, Phase, Reason, Transition},
+    prefetch::Prefetch,
 };
 
 /// What to show.
@@ -283,8 +283,8 @@ impl Tally for Waits {
         "timewait"
     }
 
-    fn fetch(&self, about: About, what: Fetch) {
-        self.open.fetch(about, what);
+    fn prefetch(&self, about: About, what: Prefetch) {
+        self.open.prefetch(about, what);
     }
 
     fn take(&mut self, transition: &Transition, wanted: bool) {

@@ -16,11 +16,11 @@ use crate::{
     analysis::{Connections, Report, Reports},
     disguise::Secret,
     event::{About, CallEvent, CallStep, Event, Process, TimeWaitStep, TransitionEvent},
-    fetch::Fetch,
     filter::{Filter, Gate, Unattributed},
     kernel::{Hook, Owners, TimeWaitHook},
     lifecycle::{Counts, Lifecycle, Round, Transition},
     message::say,
+    prefetch::Prefetch,
     recording::{Header, Step, Tape},
     sink::{Sink, Summary},
 };
@@ -196,20 +196,19 @@ impl View {
     /// One more record comes; `false` if that is enough of them for [`View::take_ahead`], which has to be asked at the end of a turn.
     pub fn look_ahead(&mut self, record: &[u8]) -> bool {
         let about = About::of(record);
-        self.fetch(about, Fetch::Place);
+        self.prefetch(about, Prefetch::Place);
         self.ahead.push(record, about);
         !self.ahead.is_full()
     }
 
     /// Has what is kept of this socket fetched from memory.
-    #[inline]
-    fn fetch(&self, about: About, what: Fetch) {
-        self.lifecycle.fetch(about, what);
+    fn prefetch(&self, about: About, what: Prefetch) {
+        self.lifecycle.prefetch(about, what);
         if let Some(connections) = &self.connections {
-            connections.fetch(about, what);
+            connections.prefetch(about, what);
         }
         if let Some(reports) = &self.reports {
-            reports.fetch(about, what);
+            reports.prefetch(about, what);
         }
     }
 
@@ -217,7 +216,7 @@ impl View {
     pub fn take_ahead(&mut self, now: u64) -> io::Result<Taken> {
         let mut ahead = std::mem::take(&mut self.ahead);
         for about in ahead.abouts() {
-            self.fetch(about, Fetch::Value);
+            self.prefetch(about, Prefetch::Value);
         }
         let mut taken = Taken::All;
         for record in ahead.iter() {

@@ -14,8 +14,8 @@ use crate::{
         RowKind, Table, Tally, WaitsOptions,
     },
     event::{self, About, CallEvent, Endpoint},
-    fetch::Fetch,
     lifecycle::{Bound, Found, Transition},
+    prefetch::Prefetch,
     settings::Settings,
 };
 
@@ -133,9 +133,9 @@ impl Tally for Watch {
         "doctor"
     }
 
-    fn fetch(&self, about: About, what: Fetch) {
-        self.closers.fetch(about, what);
-        self.waits.fetch(about, what);
+    fn prefetch(&self, about: About, what: Prefetch) {
+        self.closers.prefetch(about, what);
+        self.waits.prefetch(about, what);
     }
 
     fn take(&mut self, transition: &Transition, wanted: bool) {

@@ -22,7 +22,7 @@ use crate::{
         About, CallEvent, CallStep, Event, Process, TimeWaitEvent, TimeWaitStep, TransitionEvent,
         Via,
     },
-    fetch::Fetch,
+    prefetch::Prefetch,
     register::Register,
 };
 use found::Ended;
@@ -210,17 +210,16 @@ impl Lifecycle {
     }
 
     /// Has what is kept of this socket fetched from memory: an event of it comes soon.
-    #[inline]
-    pub fn fetch(&self, about: About, what: Fetch) {
+    pub fn prefetch(&self, about: About, what: Prefetch) {
         match about {
             About {
                 minisocket: Some(minisocket),
                 ..
-            } => self.minisockets.fetch(minisocket, what),
+            } => self.minisockets.prefetch(minisocket, what),
             About {
                 cookie: Some(cookie),
                 ..
-            } => self.connections.fetch(cookie, what),
+            } => self.connections.prefetch(cookie, what),
             _ => {}
         }
     }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     event::{Process, TimeWaitEvent, TimeWaitStep, TransitionEvent},
-    fetch::Fetch,
+    prefetch::Prefetch,
     register::Register,
 };
 
@@ -119,9 +119,8 @@ impl MiniSockets {
         self.lives.len()
     }
 
-    #[inline]
-    pub(super) fn fetch(&self, minisocket: u64, what: Fetch) {
-        self.lives.fetch(minisocket, what);
+    pub(super) fn prefetch(&self, minisocket: u64, what: Prefetch) {
+        self.lives.prefetch(minisocket, what);
     }
 
     /// The minisocket that takes over from a full socket which closes.

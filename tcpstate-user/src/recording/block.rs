@@ -194,25 +194,18 @@ impl Unpacker {
 
     /// The bytes of the block that was read last, unpacked. Only steps are folded.
     pub fn bytes(&self) -> &[u8] {
-        match self.packing & ZSTD {
-            0 => &self.body,
-            _ => &self.unpacked,
-        }
+        &self.unpacked
     }
 
     /// The steps of the block that was read last.
     pub fn steps(&mut self) -> BlockSteps<'_> {
-        let bytes = match self.packing & ZSTD {
-            0 => &self.body,
-            _ => &self.unpacked,
-        };
         let groups = match self.packing & !ZSTD {
             FOLDED => Some(Groups::Kind),
             FOLDED_BY_LENGTH => Some(Groups::Length),
             _ => None,
         };
         let last = groups.map(|groups| (&mut *self.last, groups));
-        BlockSteps::new(bytes, self.length, last)
+        BlockSteps::new(&self.unpacked, self.length, last)
     }
 
     /// Reads the block that begins here; `None` if the file ends here.
@@ -280,6 +273,8 @@ impl Unpacker {
             {
                 return Err(wrong_length);
             }
+        } else {
+            std::mem::swap(&mut self.body, &mut self.unpacked);
         }
         // What is folded tells it when it is unfolded.
         if !folded && self.bytes().len() != length {

@@ -1,13 +1,13 @@
 //! Where the value of each number is.
 
-use crate::fetch::fetch;
+use crate::prefetch::prefetch;
 
 /// No place.
 pub(super) const NONE: u32 = u32::MAX;
 
 /// Places by hash. Each stands at its home, which the hash says, or behind it where the next ones had been taken; what comes behind one
 /// that is removed moves up. So the entries that a look-up passes are in one line of the cache, mostly, and say without their slots
-/// whether they can be meant, and where they belong.
+/// whether they can be meant, and where they belong. A table of hashbrown does not tell where it will look, so nobody could have it fetched.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     /// None, or a power of two.
@@ -38,9 +38,9 @@ impl Index {
     }
 
     /// Has the entries fetched that will tell the place.
-    pub fn fetch(&self, hash: u32) {
+    pub fn prefetch(&self, hash: u32) {
         if let Some(entry) = self.entries.get(self.home(hash)) {
-            fetch(entry);
+            prefetch(entry);
         }
     }
 

@@ -192,11 +192,6 @@ impl<W: Write> Text<W> {
         };
         let name = process.comm.to_str();
         let name = escape::text(&name);
-        // No text takes more cells than bytes.
-        if line.len() + name.len() <= columns {
-            line.push_str(&name);
-            return;
-        }
         let room = columns.saturating_sub(cells::width(line));
         if cells::width(&name) <= room || room > 1 {
             line.push_str(&cells::cut(&name, room));
@@ -519,18 +514,6 @@ fn number(line: &mut String, number: impl itoa::Integer) {
     line.push_str(itoa::Buffer::new().format(number));
 }
 
-/// The same of a number of few digits.
-fn short(line: &mut String, number: u8) {
-    let digit = |digit: u8| char::from(b'0' + digit % 10);
-    if number >= 100 {
-        line.push(digit(number / 100));
-    }
-    if number >= 10 {
-        line.push(digit(number / 10));
-    }
-    line.push(digit(number));
-}
-
 /// No column is wider.
 const SPACES: &str = "                                                                ";
 
@@ -607,10 +590,8 @@ pub(super) fn endpoint(line: &mut String, end: Endpoint, listener: bool) {
         match end.addr {
             IpAddr::V4(address) => {
                 for (at, octet) in address.octets().into_iter().enumerate() {
-                    if at > 0 {
-                        line.push('.');
-                    }
-                    short(line, octet);
+                    line.push_str(if at == 0 { "" } else { "." });
+                    number(line, octet);
                 }
             }
             IpAddr::V6(address) => push(line, format_args!("[{address}]")),

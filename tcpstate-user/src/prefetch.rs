@@ -2,7 +2,7 @@
 
 /// What is fetched of something that is kept by number: first what tells its place and, a moment later, itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fetch {
+pub enum Prefetch {
     /// What tells its place.
     Place,
     /// The value.
@@ -13,7 +13,7 @@ pub enum Fetch {
 const LINE: usize = 64;
 
 /// Has this brought into the cache. It does nothing on processors that we do not know how to ask.
-pub(crate) fn fetch<T>(value: &T) {
+pub(crate) fn prefetch<T>(value: &T) {
     let begin: *const i8 = std::ptr::from_ref(value).cast();
     for at in (0..size_of::<T>()).step_by(LINE) {
         line(begin.wrapping_add(at));
