@@ -7,7 +7,8 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// Places by hash. Each stands at its home, which the hash says, or behind it where the next ones had been taken; what comes behind one
 /// that is removed moves up. So the entries that a look-up passes are in one line of the cache, mostly, and say without their slots
-/// whether they can be meant, and where they belong. A table of hashbrown does not tell where it will look, so nobody could have it fetched.
+/// whether they can be meant, and where they belong. A table of hashbrown does not tell where it will look, so nobody could
+/// have it fetched.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     /// None, or a power of two.
