@@ -146,6 +146,14 @@ impl<T> Register<T> {
         self.remove(key)
     }
 
+    /// Makes room for this number among at most so many: what had to leave for it, if anything had.
+    pub fn make_room(&mut self, key: u64, limit: usize) -> Option<T> {
+        if self.len() < limit || self.contains(key) {
+            return None;
+        }
+        self.remove_any()
+    }
+
     /// What is in a place, of as many as [`Register::places`] says.
     #[must_use]
     pub fn at(&self, place: usize) -> Option<(u64, &T)> {

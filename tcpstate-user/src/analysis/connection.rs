@@ -321,10 +321,8 @@ impl Connections {
     }
 
     fn make_room(&mut self, id: u64) {
-        if self.open.len() >= self.limit && !self.open.contains(id) {
-            self.open.remove_any();
-            self.forgotten += 1;
-        }
+        let gone = self.open.make_room(id, self.limit);
+        self.forgotten += u64::from(gone.is_some());
     }
 
     /// What is still open, in no order, when it is this late.

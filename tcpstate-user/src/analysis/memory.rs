@@ -69,11 +69,8 @@ impl<T> Memory<T> {
 
     /// Remembers a connection, and gives back what was remembered of one that had to go: its own before, or another's.
     pub fn insert(&mut self, connection: u64, value: T) -> Option<T> {
-        let mut gone = None;
-        if self.connections.len() >= self.limit && !self.connections.contains(connection) {
-            gone = self.connections.remove_any();
-            self.forgotten += 1;
-        }
+        let gone = self.connections.make_room(connection, self.limit);
+        self.forgotten += u64::from(gone.is_some());
         self.connections.insert(connection, value).or(gone)
     }
 

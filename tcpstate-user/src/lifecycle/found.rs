@@ -93,7 +93,10 @@ impl Lifecycle {
         {
             return None;
         }
-        let id = self.identities.of_found(event);
+        let id = match event.cookie {
+            Some(cookie) => cookie,
+            None => self.identity(event.socket, false, event.time),
+        };
         if self.connections.contains(id) {
             return None;
         }

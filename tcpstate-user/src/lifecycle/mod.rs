@@ -320,7 +320,10 @@ impl Lifecycle {
     /// The same, of a [`Transition::new`].
     pub fn understand(&mut self, transition: &mut Transition) {
         let event = &mut transition.event;
-        let id = self.identities.of(event);
+        let id = match event.cookie {
+            Some(cookie) => cookie,
+            None => self.identity(event.socket, event.is_birth(), event.time),
+        };
         transition.connection = id;
         transition.cgroup = event.cgroup.and_then(|id| self.cgroups.get(&id).cloned());
         if event.is_birth() {
@@ -361,7 +364,9 @@ impl Lifecycle {
         }
         if event.new == TcpState::Close {
             self.connections.remove(id);
-            self.identities.forget(event);
+            if event.cookie.is_none() {
+                self.identities.forget(event.socket);
+            }
             if born.is_none() {
                 self.ended.add(event, self.limit);
             }
@@ -414,6 +419,21 @@ impl Lifecycle {
             via: Via::Listener,
             ..owner
         })
+    }
+
+    /// The identity of a socket without a cookie, which we hear of at this time.
+    fn identity(&mut self, socket: u64, is_birth: bool, time: u64) -> u64 {
+        let current = self.identities.current(socket);
+        if let Some(id) = current.filter(|_| !is_birth) {
+            return id;
+        }
+        // Twice as many as connections, since those of connections that were forgotten are still there.
+        let (id, gone) = self.identities.make(socket, self.limit.saturating_mul(2));
+        if gone.is_some_and(|gone| self.connections.remove(gone).is_some()) {
+            self.counts.evicted += 1;
+            self.events_lost(time);
+        }
+        id
     }
 
     fn insert(&mut self, id: u64, connection: Connection) {

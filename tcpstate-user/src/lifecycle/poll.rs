@@ -135,6 +135,11 @@ impl Lifecycle {
         if !known && event.cookie.is_some_and(full) {
             return true;
         }
+        if poll.seen.len() >= self.limit && !poll.seen.contains_key(&event.minisocket) {
+            // Nobody would notice its end.
+            self.counts.evicted += 1;
+            return true;
+        }
         grow_slowly(&mut poll.seen);
         poll.seen.insert(event.minisocket, Seen::of(event));
         if known {

@@ -24,6 +24,9 @@ const TIME_WAIT_NANOSECONDS: u64 = 60_000_000_000;
 /// How many ends are remembered, in case that two processors told the same one. They do that within microseconds.
 const ENDED: usize = 32;
 
+/// No kernel is built for more (`NR_CPUS`): only a recording that somebody made up has more.
+const CPUS: usize = 8192;
+
 /// A connection whose full socket is about to close: its cookie or, without cookies, the address of the full socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Closing {
@@ -201,6 +204,9 @@ impl MiniSockets {
                 self.armed_again(event, before.as_ref(), out);
             }
             TimeWaitStep::Cancelled => {
+                if self.cancelled.len() >= CPUS {
+                    self.settle(u64::MAX, unseen, out);
+                }
                 self.cancelled.insert(event.cpu, event.clone());
             }
             TimeWaitStep::Found => {}
@@ -418,10 +424,8 @@ impl MiniSockets {
     }
 
     fn insert(&mut self, minisocket: u64, life: Life) {
-        if self.lives.len() >= self.limit && !self.lives.contains(minisocket) {
-            self.lives.remove_any();
-            self.forgotten += 1;
-        }
+        let gone = self.lives.make_room(minisocket, self.limit);
+        self.forgotten += u64::from(gone.is_some());
         self.lives.insert(minisocket, life);
     }
 

@@ -328,6 +328,34 @@ fn mptcp_children_are_no_transitions_of_their_listener() {
     assert_eq!(end.connection, listener.connection);
 }
 
+/// Sockets without cookies whose closing was lost must not fill the memory.
+#[test]
+fn identities_of_our_own_are_few_and_counted_once() {
+    let mut lifecycle = Lifecycle::new(100, START);
+    let connect = |number| TransitionRecord {
+        cookie: 0,
+        ..record(number, START + number * MS, Close, SynSent)
+    };
+    for number in 1..=1000 {
+        lifecycle.transition(&event(&connect(number)));
+        let known = lifecycle.open() as u64;
+        assert_eq!(known + lifecycle.counts().evicted, number);
+        assert!(known <= 100);
+    }
+    let connected = (1..=1000)
+        .rev()
+        .map(|number| {
+            let record = record(number, START + 9999 * MS, SynSent, Established);
+            lifecycle.transition(&event(&TransitionRecord {
+                cookie: 0,
+                ..record
+            }))
+        })
+        .filter(|line| !line.damaged);
+    let known = connected.count();
+    assert!((1..=100).contains(&known), "{known}");
+}
+
 #[test]
 fn a_full_table_forgets_the_silent_and_counts_them() {
     let mut lifecycle = Lifecycle::new(100, START);

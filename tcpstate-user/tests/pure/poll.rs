@@ -231,3 +231,26 @@ fn a_socket_used_again_before_the_list_is_read_has_closed_first() {
     assert_eq!((last.event.old, last.event.new), (FinWait2, Close));
     assert_eq!(last.event.remote.port, 81);
 }
+
+#[test]
+fn more_minisockets_than_fit_are_forgotten_and_counted() {
+    let mut lifecycle = Scene::new().lifecycle;
+    lifecycle.begin_finding();
+    for number in 1..=150 {
+        let record = timer(RecordKind::TimeWaitFound, number, START, TimeWait, MINUTE);
+        let Ok(Event::TimeWait(event)) = Event::decode(record.as_bytes()) else {
+            unreachable!("a minisocket was written");
+        };
+        lifecycle.found_minisocket(&event, |_| {});
+    }
+    let mut ended = 0;
+    lifecycle.end_round(
+        Round {
+            began: START + MINUTE,
+            ended: START + MINUTE + MS,
+            complete: true,
+        },
+        |_| ended += 1,
+    );
+    assert_eq!((ended, lifecycle.counts().evicted), (100, 50));
+}

@@ -412,6 +412,30 @@ fn the_table_of_minisockets_is_bounded_and_counts() {
     assert_eq!(lifecycle.counts().evicted, 50);
 }
 
+/// As a recording may have them that somebody made up: no kernel has so many processors.
+#[test]
+fn of_endless_processors_cancellations_do_not_wait() {
+    let mut lifecycle = Lifecycle::new(100_000, START)
+        .with_minisockets(Callers::parse(SYMBOLS), Duration::from_nanos(TICK));
+    let cancelled = |cpu: u32| TimeWaitRecord {
+        cpu,
+        ..timer(
+            RecordKind::TimeWaitCancelled,
+            1 + u64::from(cpu),
+            START,
+            TimeWait,
+            MINUTE,
+        )
+    };
+    let told: usize = (0..20_000)
+        .map(|cpu| understood(&mut lifecycle, &cancelled(cpu)).len())
+        .sum();
+    assert_eq!(told, 2 * 8192);
+    let mut rest = 0;
+    lifecycle.settle(u64::MAX, |_| rest += 1);
+    assert_eq!(rest, 20_000 - told);
+}
+
 /// What the functions themselves tell of a life: everything, and nothing has to be found out at the end.
 #[test]
 fn the_functions_tell_every_start_and_every_end() {
