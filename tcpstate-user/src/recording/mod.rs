@@ -6,6 +6,7 @@
 
 mod block;
 mod course;
+mod files;
 mod fold;
 mod header;
 mod index;
@@ -20,12 +21,13 @@ use std::{io, path::PathBuf};
 pub use self::{
     block::{Block, Mark},
     course::Course,
+    files::{Astray, Recorded},
     fold::BlockSteps,
     header::Header,
     parts::{Parts, Rotation, is_there, part_name},
     reader::Reader,
     step::{Holder, NoStep, Step, Steps},
-    tape::{Astray, Recorded, Tape},
+    tape::Tape,
     writer::Writer,
 };
 
