@@ -22,7 +22,7 @@ use super::{
     names::Names,
     output, record, replay,
     shape::Shape,
-    view::{Losses, View},
+    view::{Losses, Taken, View},
     zone::zone,
 };
 use crate::{
@@ -239,13 +239,19 @@ fn turn(
         if view.look_ahead(record) {
             return Ok(true);
         }
-        // None is younger: the rings have seen to that.
-        view.take_ahead(now)?;
+        take(view, now)?;
         late = Instant::now() >= deadline;
         Ok::<_, std::io::Error>(!late && !view.is_done())
     })?;
-    view.take_ahead(now)?;
+    take(view, now)?;
     Ok(late || waits)
+}
+
+/// Takes the records that came.
+fn take(view: &mut View, now: u64) -> std::io::Result<()> {
+    let taken = view.take_ahead(now)?;
+    debug_assert_ne!(taken, Taken::Younger, "the rings give none that is");
+    Ok(())
 }
 
 /// Looks once more at the minisockets that are still there, if that is of use.

@@ -2,24 +2,17 @@
 
 mod found;
 mod losses;
+mod reports;
 
 use std::io;
 
-use super::{
-    ahead::Ahead,
-    args::LiveArgs,
-    names::Names,
-    shape::{Conditions, Periodic, Shape},
-    window::Window,
-};
+use super::{ahead::Ahead, args::LiveArgs, names::Names, shape::Shape, window::Window};
 use crate::{
-    analysis::{Connections, Report, Reports},
-    disguise::Secret,
+    analysis::{Connections, Reports},
     event::{About, CallEvent, CallStep, Event, Process, TimeWaitStep, TransitionEvent},
     filter::{Filter, Gate, Unattributed},
-    kernel::{Hook, Owners, TimeWaitHook},
+    kernel::{Owners, TimeWaitHook},
     lifecycle::{Counts, Lifecycle, Round, Transition},
-    message::say,
     prefetch::Prefetch,
     recording::{Header, Step, Tape},
     sink::{Sink, Summary},
@@ -129,7 +122,7 @@ impl View {
             wanted = periodic.reports;
             // A view that measures states has to see every transition of a connection.
             filter.states.clear();
-            Some(reports(periodic, header, limit))
+            Some(reports::begin(periodic, header, limit))
         } else {
             None
         };
@@ -411,53 +404,6 @@ impl View {
         self.understand(|lifecycle, out| lifecycle.settle(now, out))
     }
 
-    /// Reports on every interval that has ended by now.
-    fn end_intervals(&mut self, now: u64) -> io::Result<()> {
-        if !self.begin_reports(now) {
-            return Ok(());
-        }
-        while !self.is_done()
-            && let Some(reports) = &mut self.reports
-        {
-            let wanted = |transition: &Transition| {
-                let wanted = self.filter.wants(transition);
-                self.unattributed += u64::from(wanted.is_err());
-                wanted.unwrap_or(false)
-            };
-            let Some(report) = reports.next(&mut self.lifecycle, now, wanted) else {
-                break;
-            };
-            if reports.is_of_many(&report) && !std::mem::replace(&mut self.leapt, true) {
-                say(format_args!(
-                    "warning: the time leaps by {} s in which nothing happened: that is one report, as any later leap like it",
-                    (report.to - report.from) / 1_000_000_000
-                ));
-            }
-            self.report(&report)?;
-        }
-        Ok(())
-    }
-
-    /// Whether the time that reports begin at has come.
-    fn begin_reports(&mut self, now: u64) -> bool {
-        let (Some(reports), Some(since)) = (&mut self.reports, self.window.waits()) else {
-            return true;
-        };
-        if now >= since {
-            let wanted = |transition: &Transition| self.filter.wants(transition).unwrap_or(false);
-            reports.begin_at(&mut self.lifecycle, since, wanted);
-            self.window.open();
-        }
-        now >= since
-    }
-
-    fn report(&mut self, report: &Report) -> io::Result<()> {
-        self.counted |= report.says_something();
-        self.shown += 1;
-        self.reported = report.to;
-        self.sink.report(report)
-    }
-
     /// Shows what the lifecycle makes of something.
     fn understand(
         &mut self,
@@ -626,25 +572,4 @@ impl View {
     pub fn resize(&mut self, columns: usize) {
         self.sink.resize(columns);
     }
-}
-
-fn reports(periodic: Periodic, header: &Header, limit: usize) -> Reports {
-    let timewait = header.timewait.is_some();
-    let hooks = header.hooks();
-    let tally = (periodic.tally)(&Conditions {
-        timewait,
-        calls: header.calls,
-        errors: header.hook == Hook::BtfTracepoint,
-        limit,
-        hooks: &hooks,
-        settings: &header.settings,
-        addresses: !header
-            .anonymized
-            .iter()
-            .any(|what| what == Secret::Addresses.label()),
-    });
-    let every = periodic
-        .every
-        .map(|every| u64::try_from(every.as_nanos()).unwrap_or(u64::MAX));
-    Reports::new(tally, hooks, header.begins, every)
 }
