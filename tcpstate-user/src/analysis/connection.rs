@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use hashbrown::DefaultHashBuilder;
 use indexmap::IndexMap;
-use rustc_hash::FxBuildHasher;
 use tcpstate_common::state::TcpState;
 
 use super::Stays;
@@ -208,7 +208,7 @@ pub struct Connections {
     open: Register<Connection>,
     /// TIME_WAITs whose socket was connected again meanwhile: after shutdown() the application still has it, and the next
     /// connection has the same cookie, but other ends.
-    left: IndexMap<(u64, Endpoint, Endpoint), Connection, FxBuildHasher>,
+    left: IndexMap<(u64, Endpoint, Endpoint), Connection, DefaultHashBuilder>,
     limit: usize,
     forgotten: u64,
     stays: bool,

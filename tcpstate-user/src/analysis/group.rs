@@ -1,9 +1,11 @@
 //! A sum for each group of connections. Nothing is allocated for an event, only for a group that is new.
 
-use std::{collections::hash_map, hash::BuildHasher as _, sync::Arc};
+use std::{hash::BuildHasher as _, sync::Arc};
 
-use hashbrown::hash_table::{Entry, HashTable};
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use hashbrown::{
+    DefaultHashBuilder, HashMap, hash_map,
+    hash_table::{Entry, HashTable},
+};
 
 use super::{
     key::{By, Key},
@@ -32,6 +34,8 @@ struct Slot<A> {
 pub struct Groups<A> {
     /// Where each key has its slot. The key stands there only: with many groups, to look at it is to wait for memory.
     index: HashTable<u32>,
+    /// With a seed: who connects to us, and may choose addresses, must not choose their hashes.
+    hasher: DefaultHashBuilder,
     slots: Vec<Slot<A>>,
     free: Vec<u32>,
     beyond: A,
@@ -50,6 +54,7 @@ impl<A: Interval> Groups<A> {
     pub fn new(limit: usize) -> Self {
         Self {
             index: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
             slots: Vec::new(),
             free: Vec::new(),
             beyond: A::default(),
@@ -61,6 +66,7 @@ impl<A: Interval> Groups<A> {
     pub fn place(&mut self, key: Key, cgroup: Option<&Arc<str>>) -> Place {
         let Self {
             index,
+            hasher,
             slots,
             free,
             limit,
@@ -72,7 +78,12 @@ impl<A: Interval> Groups<A> {
                 .get(*place as usize)
                 .is_some_and(|slot| slot.key == key)
         };
-        match index.entry(hash(&key), is_its, |place| hash_at(slots, *place)) {
+        let hash_at = |place: &u32| {
+            slots
+                .get(*place as usize)
+                .map_or(0, |slot| hasher.hash_one(slot.key))
+        };
+        match index.entry(hasher.hash_one(key), is_its, hash_at) {
             Entry::Occupied(entry) => {
                 let place = *entry.get();
                 if let Some(slot) = slots.get_mut(place as usize)
@@ -143,7 +154,7 @@ impl<A: Interval> Groups<A> {
 
     /// What the interval has brought. Groups that it brought nothing, and that nobody holds, are forgotten.
     pub fn end(&mut self, by: &By) -> Grouped<A> {
-        let mut labelled: FxHashMap<Vec<Cell>, A> = FxHashMap::default();
+        let mut labelled: HashMap<Vec<Cell>, A> = HashMap::default();
         for (place, slot) in (0..).zip(&mut self.slots) {
             match slot.sum.end() {
                 // Several cgroups may be one container, or have had one path after the other.
@@ -156,7 +167,8 @@ impl<A: Interval> Groups<A> {
                 None if slot.holders == 0 => {
                     let own = |other: &u32| *other == place;
                     // It is not there if the slot is free already.
-                    if let Ok(entry) = self.index.find_entry(hash(&slot.key), own) {
+                    let hash = self.hasher.hash_one(slot.key);
+                    if let Ok(entry) = self.index.find_entry(hash, own) {
                         entry.remove();
                         slot.cgroup = None;
                         self.free.push(place);
@@ -171,12 +183,4 @@ impl<A: Interval> Groups<A> {
             beyond: self.beyond.end(),
         }
     }
-}
-
-fn hash(key: &Key) -> u64 {
-    FxBuildHasher.hash_one(key)
-}
-
-fn hash_at<A>(slots: &[Slot<A>], place: u32) -> u64 {
-    slots.get(place as usize).map_or(0, |slot| hash(&slot.key))
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use hashbrown::HashMap;
 use tcpstate_common::state::TcpState;
 
 use super::{
@@ -259,7 +259,7 @@ impl Tally for Leaks {
             .map(|(id, stay)| (id, stay.clone(), self.age(stay, to)))
             .collect();
         let (mut young, mut of_loss) = (0, 0);
-        let mut groups: FxHashMap<Vec<Cell>, Old> = FxHashMap::default();
+        let mut groups: HashMap<Vec<Cell>, Old> = HashMap::default();
         for (id, stay, age) in stays {
             let old = age
                 .nanoseconds()

@@ -1,6 +1,6 @@
 //! Which ports have listeners: that tells who opened a connection that was there before.
 
-use rustc_hash::FxHashMap;
+use hashbrown::HashMap;
 use tcpstate_common::state::TcpState;
 
 use super::{Opened, key::Subject};
@@ -9,7 +9,7 @@ use crate::lifecycle::{Found, Transition};
 /// Ports in use by listeners, for each network namespace.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
-    ports: FxHashMap<(u64, u16), u32>,
+    ports: HashMap<(u64, u16), u32>,
     /// Those that were there before have been found.
     complete: bool,
 }

@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, net::IpAddr};
 
-use rustc_hash::FxHashMap;
+use hashbrown::HashMap;
 
 use super::{
     By, Opened, Row, RowKind,
@@ -30,7 +30,7 @@ const WINDOW: u64 = 10_000_000_000;
 /// Ports in use towards each destination.
 #[derive(Debug)]
 pub(super) struct Ports {
-    settings: FxHashMap<u32, LocalPorts>,
+    settings: HashMap<u32, LocalPorts>,
     by: By,
     columns: Vec<Column>,
     uses: Groups<Use>,
@@ -105,7 +105,7 @@ const FAILED: Column = Column::number("failed", "CONNECT() WITHOUT A PORT");
 
 impl Ports {
     /// With the settings of the network namespaces that are known, by inode number.
-    pub(super) fn new(settings: FxHashMap<u32, LocalPorts>, top: usize) -> Self {
+    pub(super) fn new(settings: HashMap<u32, LocalPorts>, top: usize) -> Self {
         /// More destinations than anybody reads.
         const GROUPS: usize = 65_536;
         let by = By::new(&[Dimension::Ports], (24, 64));
@@ -208,7 +208,7 @@ impl Ports {
     ) -> Vec<Section> {
         let interval = to.saturating_sub(from);
         // What ended in between is gone from the range at once.
-        let mut limits: FxHashMap<u64, Option<u64>> = FxHashMap::default();
+        let mut limits: HashMap<u64, Option<u64>> = HashMap::default();
         let settings = &self.settings;
         self.uses.each(|sum| {
             let ports = sum.netns.and_then(|netns| settings.get(&netns));

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use rustc_hash::FxHashMap;
+use hashbrown::HashMap;
 use tcpstate_common::state::TcpState;
 
 use super::{
@@ -39,7 +39,7 @@ pub struct WaitsOptions {
     /// Whether system calls are watched: else bind() that fails is not seen.
     pub calls: bool,
     /// What connect() may pick from, by inode number of the network namespace, as far as known.
-    pub ports: FxHashMap<u32, LocalPorts>,
+    pub ports: HashMap<u32, LocalPorts>,
     /// How many connections to remember.
     pub limit: usize,
 }

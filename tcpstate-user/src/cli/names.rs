@@ -1,6 +1,6 @@
 //! Where the names of cgroups come from: the machine that is looked at, or a recording of it.
 
-use rustc_hash::FxHashMap;
+use hashbrown::HashMap;
 
 use crate::kernel::Cgroups;
 
@@ -9,13 +9,13 @@ pub enum Names {
     /// Those of this machine.
     Here(Cgroups),
     /// What was looked up when it was recorded.
-    Recorded(FxHashMap<u64, String>),
+    Recorded(HashMap<u64, String>),
 }
 
 impl Names {
     /// Those of a recording, as far as it has been read.
     pub fn recorded() -> Self {
-        Self::Recorded(FxHashMap::default())
+        Self::Recorded(HashMap::default())
     }
 
     /// The path of a cgroup, if it has one now. What was recorded is told once, as often as it was looked up.

@@ -11,8 +11,8 @@ use std::{
     sync::Arc,
 };
 
+use hashbrown::HashMap;
 use ipnet::IpNet;
-use rustc_hash::FxHashMap;
 use tcpstate_common::record::{
     CallRecord, RecordKind, SocketRecord, TimeWaitRecord, TransitionRecord,
 };
@@ -62,7 +62,7 @@ struct Addresses {
     v4: Prefix,
     v6: Prefix,
     /// Those of late, since each costs an encryption for each bit.
-    known: FxHashMap<[u8; 16], [u8; 16]>,
+    known: HashMap<[u8; 16], [u8; 16]>,
 }
 
 /// Keys are for nobody's eyes.
@@ -95,7 +95,7 @@ impl Disguise {
         let addresses = || Addresses {
             v4: prefix(v4),
             v6: prefix(v6),
-            known: FxHashMap::default(),
+            known: HashMap::default(),
         };
         let names = || Pseudonyms::new(&names.try_into().unwrap_or_default());
         Self {

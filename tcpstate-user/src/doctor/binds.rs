@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, net::IpAddr, sync::Arc};
 
-use rustc_hash::FxHashMap;
+use hashbrown::HashMap;
 
 use super::finding::{Process, container};
 use crate::{
@@ -16,10 +16,10 @@ pub(super) type At = (u64, u16);
 /// Knows what holds each local port, and whose bind() failed.
 #[derive(Debug, Default)]
 pub(super) struct Binds {
-    holders: FxHashMap<At, Holders>,
-    failed: FxHashMap<Key, FailedBind>,
+    holders: HashMap<At, Holders>,
+    failed: HashMap<Key, FailedBind>,
     /// Paths of cgroups, by id, as sockets in them told.
-    cgroups: FxHashMap<u64, Arc<str>>,
+    cgroups: HashMap<u64, Arc<str>>,
     /// What could not be counted, since there was too much of it.
     beyond: u64,
 }
@@ -98,7 +98,10 @@ impl Binds {
             let of_path = path.and_then(|path| Container::of(path));
             bind.container = of_path.map(|of_path| container(of_path.runtime, of_path.id));
         }
-        binds.sort_by_key(|bind| (Reverse(bind.failed), bind.process.pid, bind.at));
+        binds.sort_by_key(|bind| {
+            let who = (bind.process.pid, bind.namespace);
+            (Reverse(bind.failed), who, bind.at)
+        });
         binds
     }
 

@@ -1,6 +1,6 @@
 //! Everything that a rule may look at.
 
-use rustc_hash::FxHashMap;
+use indexmap::IndexMap;
 
 use super::{binds::FailedBind, counters::NetCounters, finding::Who};
 use crate::{event::Endpoint, settings::Settings};
@@ -192,7 +192,7 @@ pub struct Ends {
 impl Snapshot {
     /// What is known of minisockets, by network namespace.
     pub(super) fn waits_by_namespace(&self) -> impl Iterator<Item = (Option<u32>, Vec<&Waits>)> {
-        let mut namespaces: FxHashMap<_, Vec<_>> = FxHashMap::default();
+        let mut namespaces: IndexMap<_, Vec<_>> = IndexMap::default();
         for waits in &self.waits {
             namespaces.entry(waits.who.netns).or_default().push(waits);
         }
@@ -216,7 +216,7 @@ impl Snapshot {
 
     /// What is known of how connections began and ended, by network namespace.
     pub(super) fn ends_by_namespace(&self) -> impl Iterator<Item = (Option<u32>, Vec<&Ends>)> {
-        let mut namespaces: FxHashMap<_, Vec<_>> = FxHashMap::default();
+        let mut namespaces: IndexMap<_, Vec<_>> = IndexMap::default();
         for ends in &self.ends {
             namespaces.entry(ends.who.netns).or_default().push(ends);
         }

@@ -11,14 +11,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustc_hash::FxHashSet;
+use hashbrown::HashSet;
 
 /// The cgroup v2 hierarchy.
 #[derive(Debug)]
 pub struct Cgroups {
     root: Option<(PathBuf, File)>,
     /// Ids that have no path, as far as we know.
-    nameless: FxHashSet<u64>,
+    nameless: HashSet<u64>,
     walked: Option<Instant>,
 }
 
@@ -45,7 +45,7 @@ impl Cgroups {
         });
         Self {
             root,
-            nameless: FxHashSet::default(),
+            nameless: HashSet::default(),
             walked: None,
         }
     }

@@ -6,14 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustc_hash::FxHashMap;
+use hashbrown::HashMap;
 
 use crate::event::{Comm, Process, Via};
 
 /// Processes by the inode number of a socket that they hold.
 #[derive(Debug, Default)]
 pub struct Owners {
-    holders: FxHashMap<u64, Process>,
+    holders: HashMap<u64, Process>,
     /// Not every process was looked at in time.
     pub cut_short: bool,
 }
@@ -105,7 +105,7 @@ impl Owners {
 /// When processes started (ticks since boot), of those that share a socket. Ids do not tell: they begin anew at the end of
 /// their range.
 #[derive(Default)]
-struct Starts(FxHashMap<u32, Option<u64>>);
+struct Starts(HashMap<u32, Option<u64>>);
 
 impl Starts {
     fn of(&mut self, pid: u32) -> Option<u64> {

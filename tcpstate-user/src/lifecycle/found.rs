@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustc_hash::FxHashSet;
+use hashbrown::HashSet;
 use tcpstate_common::state::TcpState;
 
 use super::{Bound, Connection, Lifecycle, Transition, named};
@@ -48,7 +48,7 @@ pub struct Found {
 /// Connections that have ended while the kernel's list was read. It may have shown them a moment before, and its records
 /// stand behind their end then (before Linux 5.15 the list does not lock the sockets).
 #[derive(Debug, Default)]
-pub(super) struct Ended(Option<FxHashSet<u64>>);
+pub(super) struct Ended(Option<HashSet<u64>>);
 
 impl Ended {
     /// Remembers an end, if the list is being read.
@@ -77,7 +77,7 @@ fn key(cookie: Option<u64>, socket: u64) -> u64 {
 impl Lifecycle {
     /// The kernel's list of sockets begins to be read.
     pub fn begin_finding(&mut self) {
-        self.ended = Ended(Some(FxHashSet::default()));
+        self.ended = Ended(Some(HashSet::default()));
     }
 
     /// All of the list has been read: nothing more is found.

@@ -14,7 +14,7 @@ mod timewait;
 
 use std::{sync::Arc, time::Duration};
 
-use rustc_hash::FxHashMap;
+use hashbrown::HashMap;
 use tcpstate_common::state::TcpState;
 
 use crate::{
@@ -119,7 +119,7 @@ struct Connection {
 pub struct Lifecycle {
     connections: Register<Connection>,
     identities: Identities,
-    cgroups: FxHashMap<u64, Arc<str>>,
+    cgroups: HashMap<u64, Arc<str>>,
     minisockets: MiniSockets,
     ended: Ended,
     poll: Option<Poll>,
@@ -139,7 +139,7 @@ impl Lifecycle {
         Self {
             connections: Register::default(),
             identities: Identities::default(),
-            cgroups: FxHashMap::default(),
+            cgroups: HashMap::default(),
             minisockets: MiniSockets::new(limit.max(1), Callers::default(), DEFAULT_TICK),
             ended: Ended::default(),
             poll: None,
@@ -562,7 +562,7 @@ const fn has_used(process: Process) -> bool {
 const DEFAULT_TICK: u64 = 4_000_000;
 
 /// With the name of its cgroup.
-fn named(cgroups: &FxHashMap<u64, Arc<str>>, mut transition: Transition) -> Transition {
+fn named(cgroups: &HashMap<u64, Arc<str>>, mut transition: Transition) -> Transition {
     let cgroup = transition.event.cgroup;
     transition.cgroup = cgroup.and_then(|id| cgroups.get(&id).cloned());
     transition

@@ -4,8 +4,8 @@
 //! A full socket that closes may go on as a minisocket; which, only the next list tells. So such a transition is held until
 //! then.
 
+use hashbrown::DefaultHashBuilder;
 use indexmap::{IndexMap, map::Entry};
-use rustc_hash::FxBuildHasher;
 use tcpstate_common::state::TcpState;
 
 use super::{Lifecycle, Reason, Transition, named, reason::KnownBy, timewait::goes_on};
@@ -15,9 +15,9 @@ use crate::event::{Endpoint, TimeWaitEvent, TimeWaitStep};
 #[derive(Debug, Default)]
 pub(super) struct Poll {
     /// Full sockets that closed and may go on as minisockets, by cookie.
-    closed: IndexMap<u64, Transition, FxBuildHasher>,
+    closed: IndexMap<u64, Transition, DefaultHashBuilder>,
     /// Minisockets as they were seen last, by address.
-    seen: IndexMap<u64, Seen, FxBuildHasher>,
+    seen: IndexMap<u64, Seen, DefaultHashBuilder>,
 }
 
 /// A minisocket as it was seen last.
@@ -229,7 +229,7 @@ impl Lifecycle {
 }
 
 /// Makes room for one more. Left to itself a full table doubles, and half of it may then be empty for hours.
-fn grow_slowly<T>(table: &mut IndexMap<u64, T, FxBuildHasher>) {
+fn grow_slowly<T>(table: &mut IndexMap<u64, T, DefaultHashBuilder>) {
     if table.len() == table.capacity() {
         table.reserve_exact((table.len() / 8).max(64));
     }

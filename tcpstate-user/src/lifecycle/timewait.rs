@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, num::NonZeroU64};
 
-use rustc_hash::FxHashMap;
+use hashbrown::HashMap;
 use tcpstate_common::state::TcpState;
 
 use super::{
@@ -83,15 +83,15 @@ impl Unseen<'_> {
 pub(super) struct MiniSockets {
     lives: Register<Life>,
     /// Addresses of minisockets just born.
-    born: FxHashMap<Closing, u64>,
+    born: HashMap<Closing, u64>,
     /// Connections that were refused a minisocket, and the state it would have had.
-    refused: FxHashMap<Closing, TcpState>,
+    refused: HashMap<Closing, TcpState>,
     /// Minisockets that ended just now, by address and cookie, told by the functions themselves.
     ended: VecDeque<(u64, Option<u64>)>,
     /// How many had to be given an identity of our own.
     made: u64,
     /// Per CPU: a timer that was taken off, until the next record of that CPU tells whether for good.
-    cancelled: FxHashMap<u32, TimeWaitEvent>,
+    cancelled: HashMap<u32, TimeWaitEvent>,
     callers: Callers,
     tick: u64,
     limit: usize,
@@ -105,11 +105,11 @@ impl MiniSockets {
     pub(super) fn new(limit: usize, callers: Callers, tick: u64) -> Self {
         Self {
             lives: Register::default(),
-            born: FxHashMap::default(),
-            refused: FxHashMap::default(),
+            born: HashMap::default(),
+            refused: HashMap::default(),
             ended: VecDeque::with_capacity(ENDED),
             made: 0,
-            cancelled: FxHashMap::default(),
+            cancelled: HashMap::default(),
             callers,
             tick,
             limit,
@@ -256,7 +256,7 @@ impl MiniSockets {
             .extract_if(|_, event| event.time.saturating_add(PATIENCE) < now)
             .map(|(_, event)| event)
             .collect();
-        late.sort_by_key(|event| event.time);
+        late.sort_by_key(|event| (event.time, event.cpu));
         for event in late {
             self.end_early(&event, unseen, out);
         }
@@ -554,7 +554,7 @@ impl MiniSockets {
 }
 
 /// Connections that never closed are those whose closing was lost: nothing to keep.
-fn make_room<T>(map: &mut FxHashMap<Closing, T>, limit: usize) {
+fn make_room<T>(map: &mut HashMap<Closing, T>, limit: usize) {
     if map.len() >= limit {
         map.clear();
     }

@@ -10,8 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hashbrown::DefaultHashBuilder;
 use indexmap::IndexMap;
-use rustc_hash::FxBuildHasher;
 
 use super::{Header, Mark, Rotation, Step, Writer, parts};
 use crate::{message::say, sink::escape};
@@ -100,7 +100,7 @@ pub(super) struct Files {
     warned: bool,
     /// See [`Recorded::astray`].
     astray: Option<(PathBuf, Astray)>,
-    names: IndexMap<u64, String, FxBuildHasher>,
+    names: IndexMap<u64, String, DefaultHashBuilder>,
 }
 
 impl Files {

@@ -6,8 +6,8 @@ mod packet;
 
 use std::io::{self, Write};
 
+use hashbrown::HashMap;
 use prost::Message as _;
-use rustc_hash::FxHashMap;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tcpstate_common::state::TcpState;
@@ -50,9 +50,9 @@ pub struct Perfetto<W> {
     /// The number of the last track.
     tracks: u64,
     /// What the tracks of a process's connections are below.
-    processes: FxHashMap<Option<(u32, Comm)>, u64>,
+    processes: HashMap<Option<(u32, Comm)>, u64>,
     /// The first name that a process id was seen with.
-    comms: FxHashMap<u32, Comm>,
+    comms: HashMap<u32, Comm>,
     /// The latest time that was written.
     latest: u64,
     bytes: Vec<u8>,
@@ -99,8 +99,8 @@ impl<W: Write> Perfetto<W> {
             clock,
             names: Names::default(),
             tracks: RUN,
-            processes: FxHashMap::default(),
-            comms: FxHashMap::default(),
+            processes: HashMap::default(),
+            comms: HashMap::default(),
             latest: header.begins,
             bytes: Vec::new(),
         };

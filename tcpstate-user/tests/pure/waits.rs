@@ -1,7 +1,7 @@
 //! TIME_WAITs and the ports they hold: what begins, ends, is left, and when there will be none.
 
+use hashbrown::HashMap;
 use proptest::prelude::*;
-use rustc_hash::FxHashMap;
 use tcpstate_common::{
     record::{Call, CallRecord, RecordKind, TimeWaitRecord, TransitionRecord},
     state::TcpState::{
@@ -31,7 +31,7 @@ pub fn options(by: By, range: &str, reuse: &str) -> WaitsOptions {
             top: 10,
         },
         timewait: true,
-        ports: FxHashMap::from_iter([(NETNS, ports)]),
+        ports: HashMap::from_iter([(NETNS, ports)]),
         limit: 10_000,
     }
 }

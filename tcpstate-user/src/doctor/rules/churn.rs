@@ -1,6 +1,6 @@
 //! A client or a proxy that opens a connection for each request.
 
-use rustc_hash::FxHashMap;
+use indexmap::IndexMap;
 
 use super::{Checked, Rule};
 use crate::{
@@ -36,7 +36,7 @@ const MOST_ARE_SHORT: f64 = 0.8;
 )]
 fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
     type Key = (Option<u32>, Process, Option<Endpoint>);
-    let mut pairs: FxHashMap<Key, Vec<&Ends>> = FxHashMap::default();
+    let mut pairs: IndexMap<Key, Vec<&Ends>> = IndexMap::default();
     let active = snapshot
         .ends
         .iter()

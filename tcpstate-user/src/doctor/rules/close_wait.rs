@@ -1,6 +1,6 @@
 //! Sockets that stay in CLOSE_WAIT: an application that does not close.
 
-use rustc_hash::FxHashMap;
+use indexmap::IndexMap;
 
 use super::{Checked, Rule};
 use crate::doctor::{Cause, Finding, Process, Severity, Snapshot, Stay, Thresholds, plural};
@@ -26,7 +26,7 @@ pub const RULE: Rule = Rule {
     reason = "other rules cannot always be decided"
 )]
 fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
-    let mut processes: FxHashMap<(Process, Option<u32>), Vec<&Stay>> = FxHashMap::default();
+    let mut processes: IndexMap<(Process, Option<u32>), Vec<&Stay>> = IndexMap::default();
     for stay in snapshot
         .stays
         .iter()

@@ -1,6 +1,6 @@
 //! Simultaneous closes: connections that pass CLOSING.
 
-use rustc_hash::FxHashMap;
+use indexmap::IndexMap;
 
 use super::{Checked, Rule};
 use crate::doctor::{Cause, Closes, Finding, Severity, Snapshot, Thresholds, share};
@@ -24,7 +24,7 @@ pub const RULE: Rule = Rule {
     reason = "other rules cannot always be decided"
 )]
 fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
-    let mut namespaces: FxHashMap<Option<u32>, Vec<&Closes>> = FxHashMap::default();
+    let mut namespaces: IndexMap<Option<u32>, Vec<&Closes>> = IndexMap::default();
     for closes in &snapshot.closes {
         namespaces.entry(closes.who.netns).or_default().push(closes);
     }

@@ -1,6 +1,6 @@
 //! Connections that do not come to be: refused, unreachable, not answered.
 
-use rustc_hash::FxHashMap;
+use indexmap::IndexMap;
 
 use super::{Checked, NO_ERRORS, Rule};
 use crate::{
@@ -30,7 +30,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
     if !snapshot.errors {
         return Err(NO_ERRORS);
     }
-    let mut destinations: FxHashMap<(Option<u32>, Option<Endpoint>), To<'_>> = FxHashMap::default();
+    let mut destinations: IndexMap<(Option<u32>, Option<Endpoint>), To<'_>> = IndexMap::default();
     let active = snapshot
         .ends
         .iter()

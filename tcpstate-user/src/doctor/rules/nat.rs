@@ -1,6 +1,6 @@
 //! Many clients behind one address: their ports come round while the server still has them in TIME_WAIT.
 
-use rustc_hash::FxHashMap;
+use indexmap::IndexMap;
 
 use super::{Checked, NO_COUNTERS, Rule, UNOBSERVED};
 use crate::{
@@ -96,7 +96,7 @@ impl Seen {
 
 /// The address that made most connections to one service.
 fn most(ends: &[&Ends]) -> Option<Most> {
-    let mut pairs: FxHashMap<_, u64> = FxHashMap::default();
+    let mut pairs: IndexMap<_, u64> = IndexMap::default();
     for one in ends {
         if let Some(peer) = one.who.peer {
             *pairs.entry((peer, one.who.service)).or_default() += one.established;
@@ -222,7 +222,7 @@ fn evidence(
 
 /// Addresses, whatever process serves them: those whose SYNs took over, else those with most connections.
 fn causes(seen: Seen, ends: &[&Ends], finding: &mut Finding) {
-    let mut peers: FxHashMap<Who, u64> = FxHashMap::default();
+    let mut peers: IndexMap<Who, u64> = IndexMap::default();
     for one in ends {
         let count = if seen.taken + seen.reset > 0 {
             one.wait_syn + one.wait_rst

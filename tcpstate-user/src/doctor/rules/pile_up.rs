@@ -1,6 +1,6 @@
 //! Sockets that stay in a state of the close: the peer does not close, or nobody acknowledges our FIN.
 
-use rustc_hash::FxHashMap;
+use indexmap::IndexMap;
 
 use super::{Checked, Rule};
 use crate::doctor::{Cause, Finding, Severity, Snapshot, Stay, Thresholds, plural};
@@ -33,7 +33,7 @@ const STATES: [&str; 4] = ["fin_wait1", "fin_wait2", "closing", "last_ack"];
     reason = "other rules cannot always be decided"
 )]
 fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
-    let mut piles: FxHashMap<(Option<u32>, &str), Vec<&Stay>> = FxHashMap::default();
+    let mut piles: IndexMap<(Option<u32>, &str), Vec<&Stay>> = IndexMap::default();
     for stay in &snapshot.stays {
         if let Some(state) = STATES.iter().find(|state| **state == stay.state) {
             piles.entry((stay.who.netns, state)).or_default().push(stay);

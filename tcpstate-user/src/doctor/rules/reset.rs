@@ -1,6 +1,6 @@
 //! Connections that end by a RST: the peer's, or our own.
 
-use rustc_hash::FxHashMap;
+use indexmap::IndexMap;
 
 use super::{Checked, NO_COUNTERS, NO_ERRORS, Rule};
 use crate::{
@@ -45,7 +45,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
     if !snapshot.errors {
         return Err(NO_ERRORS);
     }
-    let mut services: FxHashMap<Key, Vec<&Ends>> = FxHashMap::default();
+    let mut services: IndexMap<Key, Vec<&Ends>> = IndexMap::default();
     for ends in &snapshot.ends {
         let key = (ends.who.netns, ends.who.opened, ends.who.service);
         services.entry(key).or_default().push(ends);

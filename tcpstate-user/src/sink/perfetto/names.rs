@@ -1,6 +1,6 @@
 //! Names of slices and annotations: written once, and known by number after that.
 
-use rustc_hash::FxHashMap;
+use hashbrown::HashMap;
 use serde_json::{Map, Value};
 
 use super::packet::{DebugAnnotation, InternedData, InternedName};
@@ -10,9 +10,9 @@ use crate::sink::escape;
 /// recording says.
 #[derive(Debug, Default)]
 pub struct Names {
-    events: FxHashMap<String, u64>,
-    annotations: FxHashMap<String, u64>,
-    colours: FxHashMap<String, u64>,
+    events: HashMap<String, u64>,
+    annotations: HashMap<String, u64>,
+    colours: HashMap<String, u64>,
     new: InternedData,
 }
 
@@ -83,7 +83,7 @@ impl Names {
     }
 }
 
-fn number(known: &mut FxHashMap<String, u64>, new: &mut Vec<InternedName>, name: &str) -> u64 {
+fn number(known: &mut HashMap<String, u64>, new: &mut Vec<InternedName>, name: &str) -> u64 {
     if let Some(number) = known.get(name) {
         return *number;
     }
