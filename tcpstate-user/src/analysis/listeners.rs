@@ -9,9 +9,13 @@ use crate::lifecycle::{Found, Transition};
 /// Ports in use by listeners, for each network namespace.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
-    ports: HashMap<(u64, u16), u32>,
+    namespaces: HashMap<u64, HashMap<u16, u32>>,
+    /// How many ports these are.
+    ports: usize,
     /// Those that were there before have been found.
     complete: bool,
+    /// There were too many.
+    forgotten: bool,
 }
 
 impl Listeners {
@@ -22,13 +26,7 @@ impl Listeners {
         if event.new == TcpState::Listen && event.old != TcpState::Listen {
             self.add(&subject);
         } else if event.ends_listener() {
-            let key = (subject.namespace(), subject.local.port);
-            if let Some(count) = self.ports.get_mut(&key) {
-                *count -= 1;
-                if *count == 0 {
-                    self.ports.remove(&key);
-                }
-            }
+            self.remove(&subject);
         }
     }
 
@@ -39,10 +37,10 @@ impl Listeners {
         if found.state == TcpState::Listen {
             self.add(&subject);
         }
-        if self.has(&subject) {
-            Opened::Passive
-        } else {
-            Opened::Active
+        match self.has(&subject) {
+            true => Opened::Passive,
+            false if self.forgotten => Opened::Unknown,
+            false => Opened::Active,
         }
     }
 
@@ -50,7 +48,7 @@ impl Listeners {
     pub(crate) fn opened_of(&self, subject: &Subject) -> Opened {
         match self.has(subject) {
             true => Opened::Passive,
-            false if self.complete => Opened::Active,
+            false if self.complete && !self.forgotten => Opened::Active,
             false => Opened::Unknown,
         }
     }
@@ -61,26 +59,45 @@ impl Listeners {
     }
 
     fn has(&self, subject: &Subject) -> bool {
-        let key = (subject.namespace(), subject.local.port);
-        self.ports.contains_key(&key)
+        self.namespaces
+            .get(&subject.namespace())
+            .is_some_and(|ports| ports.contains_key(&subject.local.port))
     }
 
     /// The ports that listeners of a network namespace have.
     pub(crate) fn of(&self, namespace: u64) -> impl Iterator<Item = u16> {
-        let all = self.ports.keys();
-        all.filter(move |(one, _)| *one == namespace)
-            .map(|(_, port)| *port)
+        let ports = self.namespaces.get(&namespace);
+        ports.into_iter().flat_map(|ports| ports.keys().copied())
     }
 
     fn add(&mut self, subject: &Subject) {
         /// Ends that were lost must not fill the memory.
         const LIMIT: usize = 1 << 20;
-        if self.ports.len() >= LIMIT {
-            self.ports.clear();
+        if self.ports >= LIMIT {
+            self.namespaces.clear();
+            self.ports = 0;
+            self.forgotten = true;
         }
-        *self
-            .ports
-            .entry((subject.namespace(), subject.local.port))
-            .or_default() += 1;
+        let ports = self.namespaces.entry(subject.namespace()).or_default();
+        let listeners = ports.entry(subject.local.port).or_default();
+        self.ports += usize::from(*listeners == 0);
+        *listeners += 1;
+    }
+
+    fn remove(&mut self, subject: &Subject) {
+        let Some(ports) = self.namespaces.get_mut(&subject.namespace()) else {
+            return;
+        };
+        let Some(listeners) = ports.get_mut(&subject.local.port) else {
+            return;
+        };
+        *listeners -= 1;
+        if *listeners == 0 {
+            ports.remove(&subject.local.port);
+            self.ports -= 1;
+            if ports.is_empty() {
+                self.namespaces.remove(&subject.namespace());
+            }
+        }
     }
 }

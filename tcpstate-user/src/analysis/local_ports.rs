@@ -19,7 +19,7 @@ pub enum Reuse {
 pub struct LocalPorts {
     first: u16,
     last: u16,
-    /// `ip_local_reserved_ports`: first and last of each range.
+    /// `ip_local_reserved_ports`: first and last of each range, in order and apart from each other.
     reserved: Vec<(u16, u16)>,
     /// See [`Reuse`].
     pub reuse: Reuse,
@@ -40,7 +40,7 @@ impl LocalPorts {
         Some(Self {
             first,
             last,
-            reserved: reserved.trim().split(',').filter_map(ports).collect(),
+            reserved: apart(reserved.trim().split(',').filter_map(ports).collect()),
             reuse: match reuse.trim() {
                 "1" => Reuse::Always,
                 "2" => Reuse::Loopback,
@@ -52,16 +52,33 @@ impl LocalPorts {
     /// Whether connect() may pick this port.
     #[must_use]
     pub fn has(&self, port: u16) -> bool {
-        let reserved = |(from, to): &(u16, u16)| (*from..=*to).contains(&port);
-        (self.first..=self.last).contains(&port) && !self.reserved.iter().any(reserved)
+        let behind = self.reserved.partition_point(|(from, _)| *from <= port);
+        let reserved = self.reserved[..behind].last();
+        (self.first..=self.last).contains(&port) && reserved.is_none_or(|(_, to)| *to < port)
     }
 
     /// How many ports it may pick from.
     #[must_use]
     pub fn count(&self) -> u64 {
-        let ports = (self.first..=self.last).filter(|port| self.has(*port));
-        ports.count() as u64
+        let ports = |from: u16, to: u16| (u64::from(to) + 1).saturating_sub(from.into());
+        let reserved = self.reserved.iter();
+        let reserved = reserved.map(|(from, to)| ports(self.first.max(*from), self.last.min(*to)));
+        ports(self.first, self.last) - reserved.sum::<u64>()
     }
+}
+
+/// Ranges in order, where those that overlap are one.
+fn apart(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
+    ranges.retain(|(from, to)| from <= to);
+    ranges.sort_unstable();
+    ranges.dedup_by(|(from, to), (_, before)| {
+        let overlap = *from <= *before;
+        if overlap {
+            *before = (*before).max(*to);
+        }
+        overlap
+    });
+    ranges
 }
 
 #[cfg(test)]
@@ -76,6 +93,11 @@ mod tests {
         let ports = ports.unwrap_or_default();
         assert_eq!((ports.count(), ports.reuse), (15, Reuse::Never));
         assert!(ports.has(5000) && !ports.has(5001) && !ports.has(5020) && !ports.has(22));
+        let ports = LocalPorts::parse("10 19", "15-16,0-11,16-17,11,60-50,9,19-65535", "");
+        let ports = ports.unwrap_or_default();
+        let free = (0..=u16::MAX).filter(|port| ports.has(*port));
+        assert_eq!(free.collect::<Vec<_>>(), [12, 13, 14, 18]);
+        assert_eq!(ports.count(), 4);
         for bad in ["", "1", "a b", "1 70000"] {
             assert_eq!(LocalPorts::parse(bad, "", ""), None, "{bad}");
         }

@@ -448,6 +448,28 @@ impl FilterArgs {
         if self.comm.iter().any(String::is_empty) {
             bail!("--comm: give a name");
         }
+        // Each is compared with each event.
+        let few = |flag: &str, count: usize, instead: &str| -> Result<()> {
+            const MOST: usize = 1024;
+            if count > MOST {
+                bail!("{flag}: {count} are too many, {MOST} are possible; {instead}");
+            }
+            Ok(())
+        };
+        few(
+            "--local-port",
+            self.local_port.len(),
+            "give ranges (8000-8999)",
+        )?;
+        few(
+            "--remote-port",
+            self.remote_port.len(),
+            "give ranges (8000-8999)",
+        )?;
+        few("--cidr", self.cidr.len(), "give larger networks")?;
+        few("--pid", self.pid.len(), "give their --cgroup")?;
+        few("--comm", self.comm.len(), "give their --cgroup")?;
+        few("--cgroup", self.cgroup.len(), "give one above them")?;
         Ok(Filter {
             ip_version: match (self.ipv4, self.ipv6) {
                 (true, _) => Some(IpVersion::V4),

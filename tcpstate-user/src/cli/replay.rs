@@ -239,6 +239,10 @@ impl Replay {
     }
 
     fn step(&mut self, step: Result<Step<'_>, NoStep>) -> Result<Next> {
+        if interrupt::came() {
+            self.interrupted = true;
+            return Ok(Next::End);
+        }
         let before = self.course.now();
         let step = match self.course.take(step) {
             Ok(step) => step,

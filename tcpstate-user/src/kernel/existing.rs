@@ -180,7 +180,7 @@ fn owners(missing: &mut Vec<Missing>) -> Owners {
     let owners = Owners::scan(SEARCH);
     if owners.cut_short {
         missing.push(Missing {
-            what: "time to look at the files of all processes".to_owned(),
+            what: "time or room for the files of all processes".to_owned(),
             loses,
         });
     }

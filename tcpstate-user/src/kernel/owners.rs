@@ -14,7 +14,7 @@ use crate::event::{Comm, Process, Via};
 #[derive(Debug, Default)]
 pub struct Owners {
     holders: HashMap<u64, Process>,
-    /// Not every process was looked at in time.
+    /// Not every process was looked at: it took too long, or they hold too many sockets.
     pub cut_short: bool,
 }
 
@@ -58,7 +58,17 @@ impl Owners {
 
     /// A process holds the socket with this inode number.
     pub fn insert(&mut self, inode: u64, process: Process) {
-        self.holders.insert(inode, process);
+        if self.has_room(inode) {
+            self.holders.insert(inode, process);
+        }
+    }
+
+    /// Whether this socket's holder can be kept; if not, it stays unknown.
+    fn has_room(&mut self, inode: u64) -> bool {
+        const MOST: usize = 1 << 20;
+        let room = self.holders.len() < MOST || self.holders.contains_key(&inode);
+        self.cut_short |= !room;
+        room
     }
 
     /// Looks at one process, which may end meanwhile; `false` if the time is over.
@@ -89,6 +99,9 @@ impl Owners {
                 comm,
                 via: Via::Scan,
             };
+            if !self.has_room(inode) {
+                return false;
+            }
             self.holders
                 .entry(inode)
                 .and_modify(|holder| {

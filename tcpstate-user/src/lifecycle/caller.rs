@@ -1,6 +1,6 @@
 //! Who took the timer of a minisocket off: the kernel functions that do, told by return addresses.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A kernel function that ends minisockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,10 +33,15 @@ const NAMES: [(&str, Caller); 11] = [
     ("tcp_twsk_purge", Caller::Purge),
 ];
 
+/// Begin, end, and whose code is there.
+type Range = (u64, u64, Caller);
+
 /// Where those functions are in the running kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Callers {
-    ranges: Vec<(u64, u64, Caller)>,
+    /// In order of their addresses.
+    #[serde(deserialize_with = "in_order")]
+    ranges: Vec<Range>,
     timer_handler: Option<u64>,
     time_wait: Option<(u64, u64)>,
     hashdance: bool,
@@ -73,6 +78,7 @@ impl Callers {
                 open = Some((address, place));
             }
         }
+        sort(&mut found.ranges);
         found
     }
 
@@ -112,12 +118,22 @@ impl Callers {
     #[must_use]
     pub fn find(&self, addresses: &[u64]) -> Option<Caller> {
         addresses.iter().find_map(|address| {
-            self.ranges
-                .iter()
-                .find(|(start, end, _)| (start..end).contains(&address))
-                .map(|(_, _, caller)| *caller)
+            let behind = self.ranges.partition_point(|(start, ..)| start <= address);
+            let (_, end, caller) = self.ranges[..behind].last()?;
+            (address < end).then_some(*caller)
         })
     }
+}
+
+fn sort(ranges: &mut [Range]) {
+    ranges.sort_by_key(|(start, ..)| *start);
+}
+
+/// Whoever made a recording may have written them in any order.
+fn in_order<'de, D: Deserializer<'de>>(ranges: D) -> Result<Vec<Range>, D::Error> {
+    let mut ranges = Vec::deserialize(ranges)?;
+    sort(&mut ranges);
+    Ok(ranges)
 }
 
 /// A function that we want to know the place of.

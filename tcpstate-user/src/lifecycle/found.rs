@@ -125,7 +125,7 @@ impl Lifecycle {
             process: owner,
             uid: event.uid,
             cgroup_id: event.cgroup,
-            cgroup: event.cgroup.and_then(|id| self.cgroups.get(&id).cloned()),
+            cgroup: self.cgroups.path(event.cgroup),
             totals: event.totals,
         })
     }

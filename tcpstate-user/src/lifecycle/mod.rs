@@ -4,6 +4,7 @@
 //! never by pointer (except where the kernel has no cookies, see `identity.rs`).
 
 mod caller;
+mod cgroups;
 mod found;
 mod identity;
 mod life;
@@ -14,7 +15,6 @@ mod timewait;
 
 use std::{sync::Arc, time::Duration};
 
-use hashbrown::HashMap;
 use tcpstate_common::state::TcpState;
 
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
     prefetch::Prefetch,
     register::Register,
 };
+use cgroups::Cgroups;
 use found::Ended;
 use identity::Identities;
 use poll::Poll;
@@ -119,7 +120,7 @@ struct Connection {
 pub struct Lifecycle {
     connections: Register<Connection>,
     identities: Identities,
-    cgroups: HashMap<u64, Arc<str>>,
+    cgroups: Cgroups,
     minisockets: MiniSockets,
     ended: Ended,
     poll: Option<Poll>,
@@ -139,7 +140,7 @@ impl Lifecycle {
         Self {
             connections: Register::default(),
             identities: Identities::default(),
-            cgroups: HashMap::default(),
+            cgroups: Cgroups::default(),
             minisockets: MiniSockets::new(limit.max(1), Callers::default(), DEFAULT_TICK),
             ended: Ended::default(),
             poll: None,
@@ -191,22 +192,18 @@ impl Lifecycle {
     /// Whether the path of this cgroup is known.
     #[must_use]
     pub fn knows_cgroup(&self, id: u64) -> bool {
-        self.cgroups.contains_key(&id)
+        self.cgroups.has(id)
     }
 
     /// The path of this cgroup, if it is known.
     #[must_use]
     pub fn cgroup(&self, id: Option<u64>) -> Option<Arc<str>> {
-        self.cgroups.get(&id?).cloned()
+        self.cgroups.path(id)
     }
 
     /// A cgroup has this path. The names of many cgroups that came and went are forgotten at once.
     pub fn name_cgroup(&mut self, id: u64, path: &str) {
-        const LIMIT: usize = 65_536;
-        if self.cgroups.len() >= LIMIT {
-            self.cgroups.clear();
-        }
-        self.cgroups.insert(id, path.into());
+        self.cgroups.name(id, path);
     }
 
     /// Has what is kept of this socket fetched from memory: an event of it comes soon.
@@ -325,7 +322,7 @@ impl Lifecycle {
             None => self.identity(event.socket, event.is_birth(), event.time),
         };
         transition.connection = id;
-        transition.cgroup = event.cgroup.and_then(|id| self.cgroups.get(&id).cloned());
+        transition.cgroup = self.cgroups.path(event.cgroup);
         if event.is_birth() {
             self.minisockets.forget(event);
         }
@@ -562,9 +559,8 @@ const fn has_used(process: Process) -> bool {
 const DEFAULT_TICK: u64 = 4_000_000;
 
 /// With the name of its cgroup.
-fn named(cgroups: &HashMap<u64, Arc<str>>, mut transition: Transition) -> Transition {
-    let cgroup = transition.event.cgroup;
-    transition.cgroup = cgroup.and_then(|id| cgroups.get(&id).cloned());
+fn named(cgroups: &Cgroups, mut transition: Transition) -> Transition {
+    transition.cgroup = cgroups.path(transition.event.cgroup);
     transition
 }
 

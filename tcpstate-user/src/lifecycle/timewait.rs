@@ -253,7 +253,7 @@ impl MiniSockets {
         }
         let mut late: Vec<_> = self
             .cancelled
-            .extract_if(|_, event| event.time.saturating_add(PATIENCE) < now)
+            .extract_if(|_, event| now == u64::MAX || event.time.saturating_add(PATIENCE) < now)
             .map(|(_, event)| event)
             .collect();
         late.sort_by_key(|event| (event.time, event.cpu));

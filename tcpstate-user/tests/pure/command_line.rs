@@ -41,6 +41,15 @@ fn help_and_version_are_no_failures() {
     assert_eq!(tcpstate(&[]).status.code(), Some(2));
 }
 
+/// Each filter costs time for each event, whoever gave it.
+#[test]
+fn too_many_filters_are_refused() {
+    let ports: Vec<_> = (1..=1025).map(|port| port.to_string()).collect();
+    let message = refused(&["trace", "-L", &ports.join(",")]);
+    let expected = "--local-port: 1025 are too many, 1024 are possible; give ranges (8000-8999)";
+    assert!(message.contains(expected), "{message}");
+}
+
 #[test]
 fn bad_flags_say_what_why_and_what_to_do() {
     for (arguments, expected) in [

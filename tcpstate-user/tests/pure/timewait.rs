@@ -431,9 +431,15 @@ fn of_endless_processors_cancellations_do_not_wait() {
         .map(|cpu| understood(&mut lifecycle, &cancelled(cpu)).len())
         .sum();
     assert_eq!(told, 2 * 8192);
+    // At the end of time no time can pass.
+    let last = TimeWaitRecord {
+        time: u64::MAX - 1,
+        ..cancelled(20_000)
+    };
+    understood(&mut lifecycle, &last);
     let mut rest = 0;
     lifecycle.settle(u64::MAX, |_| rest += 1);
-    assert_eq!(rest, 20_000 - told);
+    assert_eq!(rest, 20_001 - told);
 }
 
 /// What the functions themselves tell of a life: everything, and nothing has to be found out at the end.

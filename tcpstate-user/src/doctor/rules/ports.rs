@@ -1,9 +1,15 @@
 //! connect() that finds no local port, now or soon.
 
+use indexmap::IndexMap;
+
 use super::{Checked, Rule};
 use crate::{
     analysis::Opened,
-    doctor::{Cause, Finding, Ports, Severity, Shown, Snapshot, Thresholds, share, whole},
+    doctor::{
+        Cause, Ends, Finding, Portless, Ports, Severity, Shown, Snapshot, Thresholds, Who, share,
+        whole,
+    },
+    event::Endpoint,
 };
 
 pub const RULE: Rule = Rule {
@@ -47,10 +53,35 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         let free = ports.limit.map(|limit| limit.saturating_sub(ports.used));
         (*severity, std::cmp::Reverse(ports.failed), free)
     });
-    Ok(found
-        .into_iter()
-        .map(|(severity, ports)| finding(snapshot, ports, severity))
-        .collect())
+    let towards = Towards::each(snapshot);
+    let none = Towards::default();
+    let finding = |(severity, ports): (_, &Ports)| {
+        let towards = towards.get(&(ports.netns, ports.destination));
+        finding(snapshot, ports, severity, towards.unwrap_or(&none))
+    };
+    Ok(found.into_iter().map(finding).collect())
+}
+
+/// What is known of connections to one destination.
+#[derive(Default)]
+struct Towards<'a> {
+    portless: Vec<&'a Portless>,
+    ends: Vec<&'a Ends>,
+}
+
+impl<'a> Towards<'a> {
+    /// Of each destination in each namespace: there may be tens of thousands.
+    fn each(snapshot: &'a Snapshot) -> IndexMap<(Option<u32>, Option<Endpoint>), Self> {
+        let key = |who: &Who| (who.netns, who.service);
+        let mut all = IndexMap::<_, Self>::default();
+        for one in &snapshot.portless {
+            all.entry(key(&one.who)).or_default().portless.push(one);
+        }
+        for one in &snapshot.ends {
+            all.entry(key(&one.who)).or_default().ends.push(one);
+        }
+        all
+    }
 }
 
 fn severity(ports: &Ports, thresholds: &Thresholds) -> Option<Severity> {
@@ -72,7 +103,12 @@ fn severity(ports: &Ports, thresholds: &Thresholds) -> Option<Severity> {
     }
 }
 
-fn finding(snapshot: &Snapshot, ports: &Ports, severity: Severity) -> Finding {
+fn finding(
+    snapshot: &Snapshot,
+    ports: &Ports,
+    severity: Severity,
+    towards: &Towards<'_>,
+) -> Finding {
     let to = ports.destination.map_or_else(
         || "one destination".to_owned(),
         |destination| Shown(destination).to_string(),
@@ -94,8 +130,7 @@ fn finding(snapshot: &Snapshot, ports: &Ports, severity: Severity) -> Finding {
     } else {
         "connect()"
     };
-    finding.caused_by([unit; 2], causes(snapshot, ports));
-    let waits = share(ports.minisockets, ports.used) >= 0.5;
+    finding.caused_by([unit; 2], causes(towards));
     finding.matters = if ports.failed > 0 {
         "These connections were never made: the application saw an error at once, and the peer \
          knows nothing of it."
@@ -104,7 +139,7 @@ fn finding(snapshot: &Snapshot, ports: &Ports, severity: Severity) -> Finding {
          range for a free one and gets slow."
     }
     .into();
-    finding.application = if waits {
+    finding.application = if holds_waits(ports) {
         "Keep connections to this destination open and use them again (keep-alive, a pool); or let \
          the peer close first: TIME_WAIT is then its own, and costs it no port."
     } else {
@@ -112,7 +147,7 @@ fn finding(snapshot: &Snapshot, ports: &Ports, severity: Severity) -> Finding {
          are never closed."
     }
     .into();
-    advice(snapshot, ports, &mut finding, waits);
+    advice(snapshot, ports, towards, &mut finding);
     finding.avoid =
         "tcp_fin_timeout does not shorten TIME_WAIT (60 s, a constant); tcp_tw_recycle is \
                      gone since Linux 4.12; a smaller tcp_max_tw_buckets destroys TIME_WAITs that \
@@ -126,6 +161,11 @@ fn finding(snapshot: &Snapshot, ports: &Ports, severity: Severity) -> Finding {
         ),
     ];
     finding
+}
+
+/// Whether most ports in use are so by minisockets.
+fn holds_waits(ports: &Ports) -> bool {
+    share(ports.minisockets, ports.used) >= 0.5
 }
 
 fn evidence(snapshot: &Snapshot, ports: &Ports, finding: &mut Finding) {
@@ -167,32 +207,26 @@ fn evidence(snapshot: &Snapshot, ports: &Ports, finding: &mut Finding) {
 }
 
 /// Who could not connect; and if everybody could, who opens the connections.
-fn causes(snapshot: &Snapshot, ports: &Ports) -> Vec<Cause> {
-    let failed = snapshot
-        .portless
-        .iter()
-        .filter(|one| one.who.service == ports.destination && one.who.netns == ports.netns)
-        .map(|one| Cause {
-            who: one.who.clone(),
-            count: one.failed,
-        });
+fn causes(towards: &Towards<'_>) -> Vec<Cause> {
+    let failed = towards.portless.iter().map(|one| Cause {
+        who: one.who.clone(),
+        count: one.failed,
+    });
     let failed: Vec<_> = failed.collect();
     if !failed.is_empty() {
         return failed;
     }
-    let opens = snapshot.ends.iter().filter(|one| {
-        one.who.opened == Opened::Active
-            && one.who.service == ports.destination
-            && one.who.netns == ports.netns
-    });
-    let cause = |one: &crate::doctor::Ends| Cause {
+    let opens = towards.ends.iter();
+    let opens = opens.filter(|one| one.who.opened == Opened::Active);
+    let cause = |one: &&Ends| Cause {
         who: one.who.clone(),
         count: one.attempts,
     };
     opens.map(cause).collect()
 }
 
-fn advice(snapshot: &Snapshot, ports: &Ports, finding: &mut Finding, waits: bool) {
+fn advice(snapshot: &Snapshot, ports: &Ports, towards: &Towards<'_>, finding: &mut Finding) {
+    let waits = holds_waits(ports);
     let reuse = snapshot.setting(ports.netns, "tcp_tw_reuse");
     let stamps = snapshot.setting(ports.netns, "tcp_timestamps");
     let mut kernel = Vec::new();
@@ -223,12 +257,7 @@ fn advice(snapshot: &Snapshot, ports: &Ports, finding: &mut Finding, waits: bool
         }
         _ => {}
     }
-    let rate = snapshot
-        .ends
-        .iter()
-        .filter(|one| one.who.service == ports.destination && one.who.netns == ports.netns)
-        .map(|one| one.attempts)
-        .sum::<u64>();
+    let rate: u64 = towards.ends.iter().map(|one| one.attempts).sum();
     if waits && rate > 0 {
         let minute = whole(snapshot.rate(rate) * 60.0);
         effect.push(format!(
