@@ -1,6 +1,7 @@
 //! Which ports have listeners: that tells who opened a connection that was there before.
 
-use hashbrown::HashMap;
+use std::collections::BTreeMap;
+
 use tcpstate_common::state::TcpState;
 
 use super::{Opened, key::Subject};
@@ -9,9 +10,7 @@ use crate::lifecycle::{Found, Transition};
 /// Ports in use by listeners, for each network namespace.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
-    namespaces: HashMap<u64, HashMap<u16, u32>>,
-    /// How many ports these are.
-    ports: usize,
+    ports: BTreeMap<(u64, u16), u32>,
     /// Those that were there before have been found.
     complete: bool,
     /// There were too many.
@@ -26,7 +25,13 @@ impl Listeners {
         if event.new == TcpState::Listen && event.old != TcpState::Listen {
             self.add(&subject);
         } else if event.ends_listener() {
-            self.remove(&subject);
+            let key = (subject.namespace(), subject.local.port);
+            if let Some(count) = self.ports.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.ports.remove(&key);
+                }
+            }
         }
     }
 
@@ -59,45 +64,26 @@ impl Listeners {
     }
 
     fn has(&self, subject: &Subject) -> bool {
-        self.namespaces
-            .get(&subject.namespace())
-            .is_some_and(|ports| ports.contains_key(&subject.local.port))
+        let key = (subject.namespace(), subject.local.port);
+        self.ports.contains_key(&key)
     }
 
     /// The ports that listeners of a network namespace have.
     pub(crate) fn of(&self, namespace: u64) -> impl Iterator<Item = u16> {
-        let ports = self.namespaces.get(&namespace);
-        ports.into_iter().flat_map(|ports| ports.keys().copied())
+        let own = self.ports.range((namespace, 0)..=(namespace, u16::MAX));
+        own.map(|((_, port), _)| *port)
     }
 
     fn add(&mut self, subject: &Subject) {
         /// Ends that were lost must not fill the memory.
         const LIMIT: usize = 1 << 20;
-        if self.ports >= LIMIT {
-            self.namespaces.clear();
-            self.ports = 0;
+        if self.ports.len() >= LIMIT {
+            self.ports.clear();
             self.forgotten = true;
         }
-        let ports = self.namespaces.entry(subject.namespace()).or_default();
-        let listeners = ports.entry(subject.local.port).or_default();
-        self.ports += usize::from(*listeners == 0);
-        *listeners += 1;
-    }
-
-    fn remove(&mut self, subject: &Subject) {
-        let Some(ports) = self.namespaces.get_mut(&subject.namespace()) else {
-            return;
-        };
-        let Some(listeners) = ports.get_mut(&subject.local.port) else {
-            return;
-        };
-        *listeners -= 1;
-        if *listeners == 0 {
-            ports.remove(&subject.local.port);
-            self.ports -= 1;
-            if ports.is_empty() {
-                self.namespaces.remove(&subject.namespace());
-            }
-        }
+        *self
+            .ports
+            .entry((subject.namespace(), subject.local.port))
+            .or_default() += 1;
     }
 }
