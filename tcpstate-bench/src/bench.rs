@@ -13,6 +13,8 @@ use crate::load::Load;
 /// The surroundings of a measurement.
 pub struct Bench {
     pub tcpstate: PathBuf,
+    /// What generates recordings.
+    pub generate: PathBuf,
     /// The load on which rates are measured.
     pub load: Load,
     /// How many pairs of runs with and without.

@@ -25,6 +25,11 @@ impl Figures {
         Some((least, greatest))
     }
 
+    /// All of them in another unit.
+    pub fn times(&self, factor: f64) -> Self {
+        Self(self.0.iter().map(|figure| figure * factor).collect())
+    }
+
     /// The median and the range, with so many digits.
     pub fn shown(&self, digits: usize) -> String {
         match (self.median(), self.range()) {

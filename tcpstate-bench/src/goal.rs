@@ -1,6 +1,6 @@
 //! What ought to be reached, beside what was measured.
 
-use crate::{report::Results, subject::Subject};
+use crate::{replay, report::Results, subject::Subject};
 
 /// A goal, and whether it is met.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ const ATTACHED: f64 = 100.0;
 /// At most, in bytes.
 const OPEN: f64 = 256.0;
 const TIME_WAIT: f64 = 128.0;
+/// At least, in events a second and core.
+const REPLAYED: f64 = 5e6;
 /// The subject whose added time has a goal.
 const ADDED_BY: &str = "trace-json";
 
@@ -84,6 +86,19 @@ pub fn verdicts(subjects: &[Subject], results: &Results) -> Vec<Verdict> {
                 format!("under {ATTACHED:.0} ms"),
                 format!("{} ms", start.attached.shown(0)),
                 median < ATTACHED,
+            );
+        }
+    }
+    for one in results.replays.iter().flatten() {
+        if let (replay::CONNS, Some(median)) = (one.command, one.rate.median()) {
+            add(
+                format!(
+                    "{} --from, {} events of {} connections",
+                    one.command, one.events, one.connections
+                ),
+                format!("at least {:.0} million/s", REPLAYED / 1e6),
+                format!("{} million/s", one.rate.times(1e-6).shown(2)),
+                median >= REPLAYED,
             );
         }
     }

@@ -14,6 +14,7 @@ mod machine;
 mod memory;
 mod profile;
 mod rates;
+mod replay;
 mod report;
 mod start;
 mod subject;
@@ -44,7 +45,8 @@ use subject::Subject;
     bin_name = "cargo xtask bench",
     after_help = "Exit status: 0 measured, 1 a goal was missed (--check), 2 it could not be measured.
 
-Parts of a measurement are named rates, costs, added, profile, start and memory; what is measured is named by --list.
+Parts of a measurement are named rates, costs, added, profile, start, replay and
+memory; what is measured is named by --list.
 
 Examples:
   cargo xtask bench                              everything; writes BENCHMARKS.md
@@ -107,6 +109,7 @@ enum Part {
     Added,
     Profile,
     Start,
+    Replay,
     Memory,
 }
 
@@ -197,6 +200,7 @@ fn bench(args: &Args) -> Result<Bench> {
     let (pairs, seconds, warm_up) = if args.quick { (1, 1, 0.5) } else { (7, 3, 1.0) };
     Ok(Bench {
         tcpstate: beside("tcpstate")?,
+        generate: beside("examples/generate")?,
         load: Load {
             churn: beside("churn")?,
             seconds: args.seconds.unwrap_or(seconds).into(),
@@ -248,6 +252,8 @@ fn expected(bench: &Bench, parts: &[Part], subjects: usize) -> Duration {
         Part::Profile => 3.0 * (load + 2.0 * tool + 3.0),
         Part::Start if bench.quick => 15.0,
         Part::Start => 150.0,
+        Part::Replay if bench.quick => 5.0,
+        Part::Replay => 300.0,
         Part::Memory => 10.0,
     });
     Duration::from_secs_f64(seconds.sum())
@@ -274,6 +280,7 @@ fn measure(
             Part::Added => results.added = Some(added::measure(bench, subjects)?),
             Part::Profile => results.profiles = Some(profile::measure(bench, subjects)?),
             Part::Start => results.starts = Some(start::measure(bench)?),
+            Part::Replay => results.replays = Some(replay::measure(bench)?),
             Part::Memory => results.kept = Some(memory::measure(bench)?),
         }
     }

@@ -12,6 +12,7 @@ use crate::{
     memory::Kept,
     profile::{self, Part, Profile},
     rates::Rates,
+    replay::Replay,
     start::Start,
     subject::Subject,
 };
@@ -24,6 +25,7 @@ pub struct Results {
     pub added: Option<AddedTimes>,
     pub profiles: Option<Vec<Profile>>,
     pub starts: Option<Vec<Start>>,
+    pub replays: Option<Vec<Replay>>,
     pub kept: Option<Vec<Kept>>,
     /// What cannot run here, and why.
     pub absent: Vec<String>,
@@ -78,6 +80,9 @@ pub fn markdown(
     }
     if let Some(starts) = &results.starts {
         page.starts(starts);
+    }
+    if let Some(replays) = &results.replays {
+        page.replays(replays);
     }
     if let Some(kept) = &results.kept {
         page.kept(kept);
@@ -306,6 +311,22 @@ impl Page {
                     start.found.shown(0),
                 ]);
             }
+        }
+    }
+
+    fn replays(&mut self, replays: &[Replay]) {
+        self.head(
+            "From a recording",
+            "Recordings of `cargo xtask generate`, without the output. A view runs on one core; what is counted is its processor time.",
+            &["command", "connections open, at most", "events", "million events/s"],
+        );
+        for replay in replays {
+            self.row(&[
+                format!("`{} --from`", replay.command).replace("info --from", "info"),
+                replay.connections.to_string(),
+                replay.events.to_string(),
+                replay.rate.times(1e-6).shown(2),
+            ]);
         }
     }
 

@@ -43,6 +43,9 @@ pub fn perform(args: &Args, checkout: &Checkout) -> Result<ExitCode> {
         "tcpstate-user",
         "--package",
         "tcpstate-bench",
+        "--bins",
+        "--example",
+        "generate",
     ]);
     command::run(&mut cargo, "see its message above")?;
     if !help && !asks(&["--list"]) {
