@@ -93,7 +93,7 @@ pub fn verdicts(subjects: &[Subject], results: &Results) -> Vec<Verdict> {
         if let (replay::CONNS, Some(median)) = (one.command, one.rate.median()) {
             add(
                 format!(
-                    "{} --from, {} events of {} connections",
+                    "{}, {} events of {} connections",
                     one.command, one.events, one.connections
                 ),
                 format!("at least {:.0} million/s", REPLAYED / 1e6),

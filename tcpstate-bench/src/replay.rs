@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The view whose speed has a goal.
-pub const CONNS: &str = "conns";
+pub const CONNS: &str = "conns --from";
 
 /// One view of one recording.
 #[derive(Clone, Debug)]
@@ -28,30 +28,37 @@ pub struct Replay {
     /// Connections that are open at a time, at most.
     pub connections: u64,
     pub events: u64,
+    /// Before the file.
     pub command: &'static str,
     /// Events for each second of processor time, user's and system's.
     pub rate: Figures,
 }
 
 pub fn measure(bench: &Bench) -> Result<Vec<Replay>> {
-    const VIEWS: [&str; 7] = [
-        "info", "trace", CONNS, "closers", "hist", "timewait", "states",
+    const ALL: [&str; 7] = [
+        "info",
+        "trace --from",
+        CONNS,
+        "closers --from",
+        "hist --from",
+        "timewait --from",
+        "states --from",
     ];
-    let (pairs, few, many) = if bench.quick {
+    let (runs, few, many) = if bench.quick {
         (1, 100_000, 200_000)
     } else {
         (5, 5_000_000, 20_000_000)
     };
     let mut rows = Vec::new();
-    for (connections, events, views) in [
-        (1000, few, &VIEWS[..]),
-        (1_000_000, few, &VIEWS[..]),
+    for (connections, events, commands) in [
+        (1000, few, &ALL[..]),
+        (1_000_000, few, &ALL[..]),
         (1_000_000, many, &[CONNS]),
     ] {
         let file = generate(bench, connections, events)?;
-        for command in views {
+        for command in commands {
             let mut rate = Figures::default();
-            for _ in 0..pairs {
+            for _ in 0..runs {
                 rate.push(number(events) / seconds(&mut view(bench, command, &file))?);
             }
             let million = rate.median().unwrap_or_default() / 1e6;
@@ -82,11 +89,7 @@ fn generate(bench: &Bench, connections: u64, events: u64) -> Result<PathBuf> {
 
 fn view(bench: &Bench, command: &str, file: &Path) -> Command {
     let mut view = Command::new(&bench.tcpstate);
-    view.arg(command);
-    if command != "info" {
-        view.arg("--from");
-    }
-    view.arg(file);
+    view.args(command.split(' ')).arg(file);
     view
 }
 

@@ -322,7 +322,7 @@ impl Page {
         );
         for replay in replays {
             self.row(&[
-                format!("`{} --from`", replay.command).replace("info --from", "info"),
+                format!("`{}`", replay.command),
                 replay.connections.to_string(),
                 replay.events.to_string(),
                 replay.rate.times(1e-6).shown(2),

@@ -1,4 +1,5 @@
-//! Ctrl-C while a recording is read: who reads asks once a block whether it came, and ends in order. The second ends at once.
+//! Ctrl-C while a recording is read: who reads asks at each block, and at each step that is no record, whether it came, and ends in
+//! order. The second ends at once.
 
 use std::{
     process, ptr,

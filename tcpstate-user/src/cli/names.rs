@@ -8,21 +8,28 @@ use crate::kernel::Cgroups;
 pub enum Names {
     /// Those of this machine.
     Here(Cgroups),
-    /// What was looked up when it was recorded, and how many bytes that is.
-    Recorded(HashMap<u64, String>, usize),
+    /// What was looked up when it was recorded.
+    Recorded {
+        paths: HashMap<u64, String>,
+        /// Of all these paths.
+        bytes: usize,
+    },
 }
 
 impl Names {
     /// Those of a recording, as far as it has been read.
     pub fn recorded() -> Self {
-        Self::Recorded(HashMap::default(), 0)
+        Self::Recorded {
+            paths: HashMap::default(),
+            bytes: 0,
+        }
     }
 
     /// The path of a cgroup, if it has one now. What was recorded is told once, as often as it was looked up.
     pub fn path(&mut self, id: u64) -> Option<String> {
         match self {
             Self::Here(cgroups) => cgroups.path(id),
-            Self::Recorded(paths, bytes) => {
+            Self::Recorded { paths, bytes } => {
                 let path = paths.remove(&id)?;
                 *bytes -= path.len();
                 Some(path)
@@ -34,7 +41,7 @@ impl Names {
     pub fn learn(&mut self, id: u64, path: &str) {
         const PATHS: usize = 65_536;
         const BYTES: usize = 64 << 20;
-        if let Self::Recorded(paths, bytes) = self {
+        if let Self::Recorded { paths, bytes } = self {
             if paths.len() >= PATHS || *bytes + path.len() > BYTES {
                 paths.clear();
                 *bytes = 0;

@@ -253,6 +253,7 @@ impl MiniSockets {
         }
         let mut late: Vec<_> = self
             .cancelled
+            // At the end nothing more can follow.
             .extract_if(|_, event| now == u64::MAX || event.time.saturating_add(PATIENCE) < now)
             .map(|(_, event)| event)
             .collect();
