@@ -3,9 +3,10 @@
 use std::{hash::BuildHasher as _, sync::Arc};
 
 use hashbrown::{
-    DefaultHashBuilder, HashMap, hash_map,
+    DefaultHashBuilder,
     hash_table::{Entry, HashTable},
 };
+use indexmap::{IndexMap, map};
 
 use super::{
     key::{By, Key},
@@ -154,13 +155,13 @@ impl<A: Interval> Groups<A> {
 
     /// What the interval has brought. Groups that it brought nothing, and that nobody holds, are forgotten.
     pub fn end(&mut self, by: &By) -> Grouped<A> {
-        let mut labelled: HashMap<Vec<Cell>, A> = HashMap::default();
+        let mut labelled: IndexMap<Vec<Cell>, A> = IndexMap::default();
         for (place, slot) in (0..).zip(&mut self.slots) {
             match slot.sum.end() {
                 // Several cgroups may be one container, or have had one path after the other.
                 Some(sum) => match labelled.entry(by.label(&slot.key, slot.cgroup.as_ref())) {
-                    hash_map::Entry::Occupied(mut entry) => entry.get_mut().add(&sum),
-                    hash_map::Entry::Vacant(entry) => {
+                    map::Entry::Occupied(mut entry) => entry.get_mut().add(&sum),
+                    map::Entry::Vacant(entry) => {
                         entry.insert(sum);
                     }
                 },

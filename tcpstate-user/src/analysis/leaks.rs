@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use indexmap::IndexMap;
 use tcpstate_common::state::TcpState;
 
 use super::{
@@ -259,7 +259,7 @@ impl Tally for Leaks {
             .map(|(id, stay)| (id, stay.clone(), self.age(stay, to)))
             .collect();
         let (mut young, mut of_loss) = (0, 0);
-        let mut groups: HashMap<Vec<Cell>, Old> = HashMap::default();
+        let mut groups: IndexMap<Vec<Cell>, Old> = IndexMap::default();
         for (id, stay, age) in stays {
             let old = age
                 .nanoseconds()

@@ -156,7 +156,7 @@ impl Cell {
     /// What names are sorted by.
     fn rank(&self) -> (u8, String) {
         match self {
-            Self::Word(word) => (0, (*word).to_owned()),
+            Self::Word(label) | Self::Term { label, .. } => (0, (*label).to_owned()),
             Self::Name(name) => (0, name.to_string()),
             Self::Comm(comm) => (0, comm.to_str().into_owned()),
             Self::Unknown => (3, String::new()),
