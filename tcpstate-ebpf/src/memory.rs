@@ -459,14 +459,16 @@ pub(crate) fn probe<T: Copy>(address: u64) -> T {
     }
 }
 
-/// Whether what returns to this address was called as this function (x86-64: a call instruction of five bytes, its target
-/// relative to the next instruction; the kernel may lead it through the padding before the function).
+/// Whether what returns to this address was called as this function. On x86-64 that is an instruction of five bytes, its target
+/// relative to the next one; the kernel may lead it through the padding before the function. On arm64 (`bl`) it has four, its target
+/// relative to itself in units of four. What is no such instruction on one of them does not lead to this very function on the other.
 ///
 /// Without branches: the verifier of Linux 5.10 follows every way through them, eight times in a row.
 #[inline(always)]
 pub(crate) fn returns_from(address: u64, function: u64) -> bool {
     const CALL: u64 = 0xe8;
     const PADDING: u64 = 16;
+    const BRANCH_WITH_LINK: u32 = 0b10_0101;
     let mut instruction = 0_u64;
     // SAFETY: the helper checks the address, and writes the five bytes or zeros.
     unsafe {
@@ -476,10 +478,16 @@ pub(crate) fn returns_from(address: u64, function: u64) -> bool {
             address.wrapping_sub(5) as *const _,
         )
     };
-    let distance = (instruction >> 8) as i32;
-    let target = address.wrapping_add_signed(i64::from(distance));
+    let last_four = (instruction >> 8) as u32;
+    let target = address.wrapping_add_signed(i64::from(last_four as i32));
     let before = function.wrapping_sub(target);
-    ((instruction & 0xff) ^ CALL) | (before & !PADDING) == 0
+    let no_call = ((instruction & 0xff) ^ CALL) | (before & !PADDING);
+    let units_of_four = (last_four << 6) as i32 >> 4;
+    let target = address
+        .wrapping_sub(4)
+        .wrapping_add_signed(i64::from(units_of_four));
+    let no_branch = u64::from((last_four >> 26) ^ BRANCH_WITH_LINK) | (function ^ target);
+    (no_call == 0) | (no_branch == 0)
 }
 
 /// The current task, unless it is a kernel thread: one that closes a socket for others is nobody's process. Nor are we one: we
