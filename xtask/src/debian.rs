@@ -14,11 +14,13 @@ pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 const FOR_LINKER: [&str; 3] = ["llvm-22-dev", "libzstd-dev", "zlib1g-dev"];
 /// What a test compares with: a web server and its load, and what reads exports.
 const FOR_TESTS: [&str; 3] = ["apache2-utils", "nginx-light", "python3-venv"];
-/// qemu, what unpacks kernels, what compiles C for static programs, and the programs that the tests start in a guest.
-const FOR_GUESTS: [&str; 6] = [
+/// qemu, what unpacks kernels, what compiles C for arm64, and the programs that the tests start in a guest.
+const FOR_GUESTS: [&str; 8] = [
+    "gcc-aarch64-linux-gnu",
     "iproute2",
+    "libc6-dev-arm64-cross",
     "mount",
-    "musl-tools",
+    "qemu-system-arm",
     "qemu-system-x86",
     "util-linux",
     "xz-utils",

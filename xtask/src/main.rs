@@ -2,6 +2,7 @@
 //!
 //! Every task answers like `grep`: 0 for yes, 1 for no (a check or a test failed), 2 when it could not be tried.
 
+mod arch;
 mod bench;
 mod btf;
 mod built_with;
@@ -9,6 +10,7 @@ mod check;
 mod checkout;
 mod command;
 mod debian;
+mod dist;
 mod ebpf;
 mod fuzz;
 mod generate;
@@ -60,6 +62,8 @@ enum Task {
     Vm(vm::Args),
     /// Build tcpstate and run it, as root
     Run(run::Args),
+    /// Build tcpstate as one static file for other hosts
+    Dist(dist::Args),
     /// Measure what tcpstate costs beside other tools, as root, and write BENCHMARKS.md
     Bench(bench::Args),
 }
@@ -83,6 +87,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Test(args) => test::perform(&args, &checkout),
         Task::Vm(args) => vm::perform(&args, &checkout),
         Task::Run(args) => run::perform(&args, &checkout),
+        Task::Dist(args) => dist::perform(&args, &checkout),
         Task::Bench(args) => bench::perform(&args, &checkout),
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::checkout::Checkout;
 use crate::linker::{self, VERSION};
 use crate::toolchain::{self, PINNED, SET_UP, State};
-use crate::{command, debian, python, vm};
+use crate::{arch, command, debian, python, vm};
 
 /// Install what rebuilding the eBPF object, virtual machines and tests need: building and using tcpstate takes none of it
 #[derive(clap::Args)]
@@ -32,7 +32,9 @@ pub fn perform(args: &Args, checkout: &Checkout) -> Result<ExitCode> {
     if linker::version().as_deref() != Some(VERSION) {
         linker::install()?;
     }
-    vm::install_target()?;
+    for arch in arch::ALL {
+        arch.install_library()?;
+    }
     python::install(checkout)?;
     let missing = missing(checkout);
     report(&missing);

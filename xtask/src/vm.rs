@@ -14,11 +14,12 @@ mod qemu;
 mod readme;
 mod results;
 mod sources;
+mod tools;
 mod variant;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -35,6 +36,7 @@ use self::protocol::Verdict;
 use self::qemu::{Guest, Took};
 use self::results::Results;
 use self::variant::{STANDARD, VARIANTS, Variant};
+use crate::arch::{self, Arch};
 use crate::checkout::Checkout;
 use crate::command;
 
@@ -119,15 +121,20 @@ pub fn perform(args: &Args, checkout: &Checkout) -> Result<ExitCode> {
     }
     let runs = checkout.target.join("vm/run");
     let _lock = Lock::take(&runs)?;
-    let programs = Programs::build(checkout)?;
+    let wanted = args.wanted();
+    let mut programs = Vec::new();
+    for arch in arch::ALL {
+        if wanted.iter().any(|(kernel, _)| kernel.arch == arch) {
+            programs.push(build(arch, args, checkout)?);
+        }
+    }
     let host = Host {
         args,
         programs: &programs,
         folder: &runs,
-        threads: qemu::threads_are_safe(),
         packing: Mutex::new(()),
     };
-    let outcomes = host.run_all(&args.wanted());
+    let outcomes = host.run_all(&wanted);
     for outcome in &outcomes {
         outcome.print_rows();
     }
@@ -139,6 +146,16 @@ pub fn perform(args: &Args, checkout: &Checkout) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// What guests with this processor are made of.
+fn build(arch: Arch, args: &Args, checkout: &Checkout) -> Result<Programs> {
+    let tools = if arch.is_here() {
+        tools::of_this_machine()?
+    } else {
+        tools::of_packages(arch, args.refresh)?
+    };
+    Programs::build(arch, tools, checkout)
 }
 
 /// Compares with what the repository keeps, or keeps it. True if there is no difference (any more).
@@ -181,48 +198,25 @@ fn compare(args: &Args, checkout: &Checkout, outcomes: &[Outcome]) -> Result<boo
 /// What is not there and has to be, and how to get it.
 pub fn missing() -> Vec<String> {
     let mut missing = Vec::new();
-    if std::env::consts::ARCH != "x86_64" {
-        missing.push("an x86-64 machine (guests run this machine's programs)".to_owned());
-    }
-    if !command::exists(qemu::PROGRAM) {
-        missing.push(format!(
-            "{} (install the package qemu-system-x86)",
-            qemu::PROGRAM
-        ));
+    for arch in arch::ALL {
+        let (program, package) = (qemu::program(arch), qemu::package(arch));
+        if !command::exists(&program) {
+            missing.push(format!("{program} (install the package {package})"));
+        }
+        missing.extend(arch.missing());
     }
     if !command::exists("xz") {
         missing.push("xz (install the package xz-utils)".to_owned());
     }
-    if !command::exists("x86_64-linux-musl-gcc") {
-        missing.push("x86_64-linux-musl-gcc (install the package musl-tools)".to_owned());
-    }
-    missing.extend(image::missing_tools());
-    if !image::can_build() {
-        missing.push(format!(
-            "the standard library for static programs (run `rustup target add {}`)",
-            image::TARGET
-        ));
-    }
+    missing.extend(tools::missing());
     missing
-}
-
-/// Installs the standard library for the guests' programs, if it is not there.
-pub fn install_target() -> Result<()> {
-    if image::can_build() || !command::exists("rustup") {
-        return Ok(());
-    }
-    let mut rustup = Command::new("rustup");
-    rustup.args(["target", "add", image::TARGET]);
-    eprintln!("xtask: {}", command::shown(&rustup));
-    command::run(&mut rustup, "see its message above; it needs the network")
 }
 
 /// What all guests have in common.
 struct Host<'a> {
     args: &'a Args,
-    programs: &'a Programs,
+    programs: &'a [Programs],
     folder: &'a Path,
-    threads: bool,
     /// Kernels are fetched, and guests put together, one after the other.
     packing: Mutex<()>,
 }
@@ -280,6 +274,9 @@ impl Host<'_> {
         results: &mut Results,
         took: &mut Took,
     ) -> Result<()> {
+        let arch = kernel.arch;
+        let programs = self.programs.iter().find(|programs| programs.arch == arch);
+        let programs = programs.context("nothing was built for this kernel's processor")?;
         let folder = self.folder.join(title.replace(' ', "-"));
         fs::create_dir_all(&folder)
             .with_context(|| format!("{} cannot be made", folder.display()))?;
@@ -287,12 +284,14 @@ impl Host<'_> {
         {
             let _others_wait = lock(&self.packing);
             let files = kernel.files(self.args.refresh)?;
-            let packed = image::pack(self.programs, &files.modules, &self.orders(variant))?;
+            let orders = self.orders(programs, variant);
+            let packed = image::pack(programs, &files.modules, &orders)?;
             write(&initramfs, &packed)?;
             fs::copy(&files.image, &image)
                 .with_context(|| format!("{} cannot be written", image.display()))?;
         }
         let guest = Guest {
+            arch,
             image: &image,
             initramfs: &initramfs,
             processors: variant.processors,
@@ -300,7 +299,7 @@ impl Host<'_> {
             console: folder.join("console.log"),
             report: folder.join("report.log"),
             limit: Duration::from_secs(self.args.limit),
-            threads: self.threads,
+            threads: qemu::threads_are_safe(arch),
         };
         eprintln!(
             "xtask: {title}: starting; console: {}",
@@ -318,10 +317,10 @@ impl Host<'_> {
         Ok(())
     }
 
-    fn orders(&self, variant: &Variant) -> Orders {
+    fn orders(&self, programs: &Programs, variant: &Variant) -> Orders {
         let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         Orders {
-            tcpstate: self.programs.tcpstate.to_string_lossy().into_owned(),
+            tcpstate: programs.tcpstate.to_string_lossy().into_owned(),
             limit: self.args.test_limit,
             lanes: self.args.lanes.into(),
             waiting: owned(&variant::WAITING),

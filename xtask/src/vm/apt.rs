@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::sources::{self, Form, Suite};
+use crate::arch::Arch;
 use crate::command;
 
 /// What to do when apt fails.
@@ -21,8 +22,11 @@ pub struct Apt {
 }
 
 impl Apt {
-    /// For a suite, in a folder that is kept from run to run.
-    pub fn new(suite: Suite, folder: &Path) -> Result<Self> {
+    /// For a suite and a processor, in a folder below one that is kept from run to run.
+    pub fn new(suite: Suite, arch: Arch, cache: &Path) -> Result<Self> {
+        let folder = &cache
+            .join("apt")
+            .join(format!("{}-{}", suite.name, arch.debian));
         for program in ["apt-get", "apt-cache", "dpkg-deb"] {
             if !command::exists(program) {
                 bail!(
@@ -69,14 +73,17 @@ impl Apt {
         let configuration = folder.join("apt.conf");
         write(
             &configuration,
-            &configured(&[
-                ("Dir::Etc::SourceList", &lines),
-                ("Dir::Etc::SourceParts", &paragraphs),
-                ("Dir::State::Lists", &folder.join("lists")),
-                ("Dir::State::status", &status),
-                ("Dir::Cache", folder),
-                ("Dir::Cache::Archives", &folder.join("archives")),
-            ]),
+            &configured(
+                arch,
+                &[
+                    ("Dir::Etc::SourceList", &lines),
+                    ("Dir::Etc::SourceParts", &paragraphs),
+                    ("Dir::State::Lists", &folder.join("lists")),
+                    ("Dir::State::status", &status),
+                    ("Dir::Cache", folder),
+                    ("Dir::Cache::Archives", &folder.join("archives")),
+                ],
+            ),
         )?;
         Ok(Self {
             configuration,
@@ -120,6 +127,18 @@ impl Apt {
             .collect())
     }
 
+    /// These packages, with all that they cannot do without.
+    pub fn with_needed(&self, packages: &[&str]) -> Result<Vec<String>> {
+        let mut install = self.command("apt-get");
+        install.args(["--simulate", "--no-install-recommends", "install"]);
+        let install = command::output(install.args(packages), ADVICE)?;
+        Ok(install
+            .lines()
+            .filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next())
+            .map(str::to_owned)
+            .collect())
+    }
+
     /// Fetches packages and unpacks them into a folder. apt compares each with the signed list of packages.
     pub fn unpack(&self, packages: &[String], into: &Path) -> Result<()> {
         let archives = self.folder.join("download");
@@ -131,7 +150,13 @@ impl Apt {
             .args(["--quiet", "--quiet", "download"])
             .args(packages);
         download.current_dir(&archives);
-        eprintln!("xtask: fetching {} of {}", packages.join(", "), self.suite);
+        let names = match packages {
+            [first, .., last] if packages.len() > 4 => {
+                format!("{first} to {last} ({})", packages.len())
+            }
+            few => few.join(", "),
+        };
+        eprintln!("xtask: fetching {names} of {}", self.suite);
         command::run(&mut download, ADVICE)?;
         let read = || format!("{} cannot be read", archives.display());
         for archive in fs::read_dir(&archives).with_context(read)? {
@@ -153,7 +178,7 @@ impl Apt {
     }
 }
 
-fn configured(paths: &[(&str, &Path)]) -> String {
+fn configured(arch: Arch, paths: &[(&str, &Path)]) -> String {
     // What other packages have hooked into apt is for the machine's own lists. Our folders may be closed to the user that
     // apt would download as.
     let mut text = "\
@@ -165,6 +190,13 @@ fn configured(paths: &[(&str, &Path)]) -> String {
         Acquire::http::Timeout \"30\";\n\
         Acquire::https::Timeout \"30\";\n"
         .to_owned();
+    let arch = arch.debian;
+    for setting in [
+        format!("APT::Architecture {arch:?};\n"),
+        format!("APT::Architectures {{ {arch:?}; }};\n"),
+    ] {
+        text.push_str(&setting);
+    }
     for (key, path) in paths {
         text.push_str(key);
         text.push_str(" \"");

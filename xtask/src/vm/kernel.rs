@@ -11,6 +11,7 @@ use super::apt::Apt;
 use super::lock::Lock;
 use super::modules;
 use super::sources::Suite;
+use crate::arch::{AARCH64, Arch, X86_64};
 use crate::command;
 
 /// A kernel we test on.
@@ -18,20 +19,19 @@ use crate::command;
 pub struct Kernel {
     /// As it is asked for.
     pub name: &'static str,
+    /// The processor it is for.
+    pub arch: Arch,
     /// How the names of its packages begin.
     prefix: &'static str,
     /// Where it is looked for, best first.
     suites: &'static [Suite],
 }
 
-/// Kernels for virtual machines: small, and with what a virtual machine needs built in.
-const SUFFIX: &str = "-cloud-amd64";
-
 const BULLSEYE: Suite = Suite {
     name: "bullseye",
     released: true,
 };
-const BOOKWORM: Suite = Suite {
+pub const BOOKWORM: Suite = Suite {
     name: "bookworm",
     released: true,
 };
@@ -44,26 +44,42 @@ const SID: Suite = Suite {
     released: false,
 };
 
-pub const KERNELS: [Kernel; 4] = [
+pub const KERNELS: [Kernel; 6] = [
     Kernel {
         name: "5.10",
+        arch: X86_64,
         prefix: "linux-image-5.10.",
         suites: &[BULLSEYE],
     },
     Kernel {
         name: "6.1",
+        arch: X86_64,
         prefix: "linux-image-6.1.",
         suites: &[BOOKWORM],
     },
     Kernel {
         name: "6.12",
+        arch: X86_64,
         prefix: "linux-image-6.12.",
         suites: &[BOOKWORM],
     },
     Kernel {
         name: "7",
+        arch: X86_64,
         prefix: "linux-image-7.",
         suites: &[FORKY, SID],
+    },
+    Kernel {
+        name: "6.1-arm64",
+        arch: AARCH64,
+        prefix: "linux-image-6.1.",
+        suites: &[BOOKWORM],
+    },
+    Kernel {
+        name: "6.12-arm64",
+        arch: AARCH64,
+        prefix: "linux-image-6.12.",
+        suites: &[BOOKWORM],
     },
 ];
 
@@ -143,10 +159,12 @@ impl Kernel {
 
     /// Unpacks the newest package of this kernel, with the packages its image and modules are in; returns its name.
     fn unpack(&self, cache: &Path, into: &Path) -> Result<String> {
+        // Kernels for virtual machines: small, and with what a virtual machine needs built in.
+        let suffix = format!("-cloud-{}", self.arch.debian);
         for suite in self.suites {
-            let apt = Apt::new(*suite, &cache.join("apt").join(suite.name))?;
+            let apt = Apt::new(*suite, self.arch, cache)?;
             apt.update()?;
-            let Some(package) = apt.newest(self.prefix, SUFFIX)? else {
+            let Some(package) = apt.newest(self.prefix, &suffix)? else {
                 continue;
             };
             // From 6.17 on, Debian has image and modules in packages of their own.
@@ -162,7 +180,7 @@ impl Kernel {
         }
         let suites: Vec<_> = self.suites.iter().map(|suite| suite.name).collect();
         bail!(
-            "no package {}*{SUFFIX} in {} (is the network there? do the package sources of this machine carry it?)",
+            "no package {}*{suffix} in {} (is the network there? do the package sources of this machine carry it?)",
             self.prefix,
             suites.join(" or ")
         );
@@ -170,7 +188,7 @@ impl Kernel {
 }
 
 /// The folder of what is kept from run to run, whatever checkout it is for.
-fn cache() -> Result<PathBuf> {
+pub fn cache() -> Result<PathBuf> {
     let given = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
     given("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -219,7 +237,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
         .with_context(|| format!("{} cannot be read", folder.display()))
 }
 
-fn create(folder: &Path) -> Result<()> {
+pub fn create(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| {
         format!(
             "{} cannot be made (is the folder above it yours?)",
@@ -228,12 +246,12 @@ fn create(folder: &Path) -> Result<()> {
     })
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes)
         .with_context(|| format!("{} cannot be written (is the disk full?)", path.display()))
 }
 
-fn remove(folder: &Path) -> Result<()> {
+pub fn remove(folder: &Path) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| {
             format!("{} cannot be removed (remove it by hand)", folder.display())

@@ -10,15 +10,29 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::results::Results;
+use crate::arch::{AARCH64, Arch};
 use crate::command;
 
-pub const PROGRAM: &str = "qemu-system-x86_64";
+/// What emulates a machine with this processor.
+pub fn program(arch: Arch) -> String {
+    format!("qemu-system-{}", arch.name)
+}
+
+/// The package it is in.
+pub fn package(arch: Arch) -> &'static str {
+    if arch == AARCH64 {
+        "qemu-system-arm"
+    } else {
+        "qemu-system-x86"
+    }
+}
 
 /// A console that says more than this is stuck in a loop.
 const CONSOLE_LIMIT: u64 = 64 << 20;
 
 /// What a guest is started from, and where it leaves what it says.
 pub struct Guest<'a> {
+    pub arch: Arch,
     pub image: &'a Path,
     /// Written there by us.
     pub initramfs: &'a Path,
@@ -72,7 +86,8 @@ impl Guest<'_> {
         let began = Instant::now();
         let mut qemu = self.command();
         let child = qemu.stdin(Stdio::null()).spawn().with_context(|| {
-            format!("`{PROGRAM}` cannot be started (install the package qemu-system-x86)")
+            let (program, package) = (program(self.arch), package(self.arch));
+            format!("`{program}` cannot be started (install the package {package})")
         })?;
         let mut running = Running(child);
         let mut report = Follower::open(&self.report)?;
@@ -149,23 +164,32 @@ impl Guest<'_> {
         // If we are killed, nobody would end qemu: the kernel does.
         let mut qemu = if command::exists("setpriv") {
             let mut setpriv = Command::new("setpriv");
-            setpriv.args(["--pdeathsig", "KILL", PROGRAM]);
+            setpriv
+                .args(["--pdeathsig", "KILL"])
+                .arg(program(self.arch));
             setpriv
         } else {
-            Command::new(PROGRAM)
+            Command::new(program(self.arch))
         };
         let accelerator = if self.threads {
             "tcg,thread=multi"
         } else {
             "tcg,thread=single"
         };
-        // The plainest processor: what newer ones have (five levels of page tables, mitigations) makes emulation half as fast.
+        // Plain processors: what newer ones have (five levels of page tables, signed pointers, mitigations) makes emulation half as
+        // fast. The second serial line of an arm64 machine is a card.
+        let (machine, processor, console, report) = if self.arch == AARCH64 {
+            ("virt", "cortex-a57", "ttyAMA0", "pci-serial,chardev=report")
+        } else {
+            ("pc", "qemu64", "ttyS0", "isa-serial,index=1,chardev=report")
+        };
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-accel", accelerator, "-cpu", "qemu64", "-m", "1024"])
+            .args(["-machine", machine, "-cpu", processor, "-m", "1024"])
+            .args(["-accel", accelerator])
             .args(["-smp", &self.processors.to_string()])
             // A panic restarts, and a restart ends qemu.
             .args(["-no-reboot", "-append"])
-            .arg(format!("console=ttyS0 panic=-1 quiet {}", self.append))
+            .arg(format!("console={console} panic=-1 quiet {}", self.append))
             .arg("-kernel")
             .arg(self.image)
             .arg("-initrd")
@@ -173,9 +197,9 @@ impl Guest<'_> {
         for (name, path) in [("console", &self.console), ("report", &self.report)] {
             // A comma in a value is written twice.
             let path = path.to_string_lossy().replace(',', ",,");
-            qemu.args(["-chardev", &format!("file,id={name},path={path}")])
-                .args(["-serial", &format!("chardev:{name}")]);
+            qemu.args(["-chardev", &format!("file,id={name},path={path}")]);
         }
+        qemu.args(["-serial", "chardev:console", "-device", report]);
         qemu
     }
 }
@@ -196,8 +220,8 @@ fn processor_time(pid: u32) -> Option<Duration> {
 /// Whether this qemu emulates each processor in a thread of its own without running code that has just been changed by another
 /// one ("accel/tcg: Always lock pages before translation", qemu 8.1). Earlier ones seldom let a guest panic with `int3`, or spin for
 /// ever, when a kernel patches itself: which it does for every hook that is attached.
-pub fn threads_are_safe() -> bool {
-    let mut qemu = Command::new(PROGRAM);
+pub fn threads_are_safe(arch: Arch) -> bool {
+    let mut qemu = Command::new(program(arch));
     let version = command::output(qemu.arg("--version"), "is qemu whole?");
     version.is_ok_and(|text| version_of(&text) >= Some((8, 1)))
 }

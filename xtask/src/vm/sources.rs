@@ -56,10 +56,19 @@ fn rewritten_line(line: &str, codename: &str, suite: Suite) -> Option<String> {
     };
     let at = options + 2;
     *words.get_mut(at)? = renamed(words.get(at)?, codename, suite)?;
-    words[at + 1..]
+    let has_main = words[at + 1..].iter().any(|component| component == "main");
+    let (options, source) = words.split_at(options + 1);
+    // Which processor it is for, apt is told elsewhere.
+    let options: Vec<_> = options
         .iter()
-        .any(|component| component == "main")
-        .then(|| words.join(" "))
+        .map(|word| word.trim_matches(['[', ']']))
+        .filter(|word| !word.is_empty() && *word != "deb" && !word.starts_with("arch="))
+        .collect();
+    let options = match options.as_slice() {
+        [] => String::new(),
+        some => format!("[{}] ", some.join(" ")),
+    };
+    has_main.then(|| format!("deb {options}{}", source.join(" ")))
 }
 
 fn rewritten_paragraph(lines: &[&str], codename: &str, suite: Suite) -> Option<String> {
@@ -84,6 +93,7 @@ fn rewritten_paragraph(lines: &[&str], codename: &str, suite: Suite) -> Option<S
             Some((key, _)) if key.eq_ignore_ascii_case("Suites") => {
                 format!("Suites: {}\n", suites.join(" "))
             }
+            Some((key, _)) if key.eq_ignore_ascii_case("Architectures") => String::new(),
             Some((key, _)) if key.eq_ignore_ascii_case("Types") => "Types: deb\n".to_owned(),
             _ => format!("{line}\n"),
         });
@@ -118,17 +128,17 @@ mod tests {
             # deb http://a.example/debian bookworm main\n\
             deb [arch=amd64 signed-by=/k] http://a.example/debian bookworm main contrib # ours\n\
             deb-src http://a.example/debian bookworm main\n\
-            deb http://a.example/security bookworm-security main\n\
+            deb [arch=amd64] http://a.example/security bookworm-security main\n\
             deb http://b.example/tool bookworm stable\n\
             deb http://c.example/tool tool-bookworm main\n";
         assert_eq!(
             rewritten(text, Form::Lines, "bookworm", OLD),
-            "deb [arch=amd64 signed-by=/k] http://a.example/debian bullseye main contrib\n\
+            "deb [signed-by=/k] http://a.example/debian bullseye main contrib\n\
              deb http://a.example/security bullseye-security main\n"
         );
         assert_eq!(
             rewritten(text, Form::Lines, "bookworm", NEXT),
-            "deb [arch=amd64 signed-by=/k] http://a.example/debian sid main contrib\n"
+            "deb [signed-by=/k] http://a.example/debian sid main contrib\n"
         );
     }
 
@@ -139,6 +149,7 @@ mod tests {
             Types: deb deb-src\n\
             URIs: http://a.example/debian\n\
             Suites: bookworm bookworm-updates\n\
+            Architectures: amd64\n\
             Components: main\n\
             Signed-By: /k\n\
             \n\

@@ -19,8 +19,13 @@ use orders::Orders;
 use process::Ended;
 use protocol::{ORDERS, Report};
 
-/// The serial line for reports. The first one is the console, where the kernel talks as well.
-const REPORTS: &str = "/dev/ttyS1";
+/// The serial line for reports. The first one is the console, where the kernel talks as well; that of an arm64 machine is of
+/// another kind, and counts for itself.
+const REPORTS: &str = if cfg!(target_arch = "aarch64") {
+    "/dev/ttyS0"
+} else {
+    "/dev/ttyS1"
+};
 
 fn main() {
     // Elsewhere there is nothing it could do but harm.
