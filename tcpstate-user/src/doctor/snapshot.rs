@@ -62,6 +62,8 @@ pub struct Closes {
     pub local_rst: u64,
     /// The peer did.
     pub remote: u64,
+    /// Of them with a RST.
+    pub remote_rst: u64,
     /// Both sides closed at the same time: they passed CLOSING.
     pub simultaneous: u64,
     /// TIME_WAITs that began.
@@ -348,6 +350,7 @@ impl Closes {
             local: 0,
             local_rst: 0,
             remote: 0,
+            remote_rst: 0,
             simultaneous: 0,
             time_waits: 0,
             fin_wait2: 0,

@@ -289,6 +289,7 @@ fn closes(row: Fields<'_>) -> Closes {
         local: row.count("local_first"),
         local_rst: row.count("local_rst"),
         remote: row.count("remote_first"),
+        remote_rst: row.count("remote_rst"),
         simultaneous: row.count("simultaneous"),
         time_waits: row.count("time_waits"),
         fin_wait2: row.count("fin_wait2"),

@@ -15,8 +15,8 @@ pub const RULE: Rule = Rule {
     name: "churn",
     summary: "a client or proxy that opens a connection for each request",
     explanation: "A proxy without upstream keep-alive, or a client without a pool, opens a connection for each request: a \
-        round trip more before every answer, slow start from the beginning, and, if it closes first, a local port for a minute \
-        each. The numbers are connections of one process to one destination, and how long they were open.
+        round trip more before every answer, slow start from the beginning, and, if it closes first (by FIN), a local port for a \
+        minute each. The numbers are connections of one process to one destination, and how long they were open.
 
         notice: --connection-rate a second or more, of which four in five were open for less than --short-life. It is never \
         high: what fails by it is told by `ports` and `overflow`.
@@ -110,22 +110,28 @@ fn finding(
             && one.who.netns == netns
             && one.who.process.comm == process.comm
     });
-    let (local, remote) = closes.fold((0, 0), |(local, remote), one| {
-        (local + one.local, remote + one.remote)
+    let (local, rst, remote) = closes.fold((0, 0, 0), |(local, rst, remote), one| {
+        (local + one.local, rst + one.local_rst, remote + one.remote)
     });
+    let by_rst = if rst > 0 {
+        format!(" ({rst} by RST)")
+    } else {
+        String::new()
+    };
     finding.count(
         "local_first",
         local,
-        format!("closed first by this side {local}, by the peer {remote}"),
+        format!("closed first by this side {local}{by_rst}, by the peer {remote}"),
     );
+    finding.count("local_rst", rst, String::new());
     finding.count("remote_first", remote, String::new());
     let causes = ends.iter().map(|one| Cause {
         who: one.who.clone(),
         count: one.lives,
     });
     finding.caused_by(["connection", "connections"], causes.collect());
-    finding.matters = "Each costs a round trip before its answer; and each that this side closes first holds a local port for a \
-        minute."
+    finding.matters = "Each costs a round trip before its answer; and each that this side closes first, by FIN, holds a local port \
+        for a minute."
         .into();
     finding.application = "Keep connections open: in nginx `keepalive` in the upstream, in clients one pool for all requests; and a \
         keep-alive timeout on the server that is longer than the client's."

@@ -11,9 +11,10 @@ use crate::{
 pub const RULE: Rule = Rule {
     name: "first-close",
     summary: "who closes first at each listening port",
-    explanation: "Who closes first gets TIME_WAIT, the other one CLOSE_WAIT until its application closes. At a listening port \
-        that is decided by keep-alive: a server that closes after each answer (HTTP/1.0, `Connection: close`, keepalive_timeout 0), \
-        or whose idle timeout is shorter than the client's, closes first.
+    explanation: "Who closes first, by FIN, gets TIME_WAIT, the other one CLOSE_WAIT until its application closes. At a listening \
+        port that is decided by keep-alive: a server that closes after each answer (HTTP/1.0, `Connection: close`, \
+        keepalive_timeout 0), or whose idle timeout is shorter than the client's, closes first. A close by RST (SO_LINGER 0, data \
+        that nobody has read) leaves no TIME_WAIT on either side, and loses data.
 
         fine: most connections at the port are closed first by the client. notice: the server closes first most of them, and at this \
         rate holds --many-time-waits TIME_WAITs or more. They cost no port there, and so are no alarm; but each connection was \
@@ -57,6 +58,7 @@ struct Counts {
     local: u64,
     local_rst: u64,
     remote: u64,
+    remote_rst: u64,
     minisockets: u64,
 }
 
@@ -67,6 +69,7 @@ impl Counts {
             all.local += one.local;
             all.local_rst += one.local_rst;
             all.remote += one.remote;
+            all.remote_rst += one.remote_rst;
             all.minisockets += one.minisockets();
         }
         all
@@ -88,7 +91,7 @@ fn finding(
     // What a minute of closes leaves in TIME_WAIT.
     let minute = whole(snapshot.rate(counts.minisockets) * 60.0);
     let server = ours > 0.5;
-    let many = server && minute >= thresholds.many_time_waits;
+    let many = server && minute > 0 && minute >= thresholds.many_time_waits;
     let severity = if many {
         Severity::Notice
     } else {
@@ -122,8 +125,12 @@ fn finding(
     finding.count(
         "remote_first",
         counts.remote,
-        format!("by clients: {}", counts.remote),
+        format!(
+            "by clients: {}, {} of them by RST",
+            counts.remote, counts.remote_rst
+        ),
     );
+    finding.count("remote_rst", counts.remote_rst, String::new());
     if snapshot.timewait {
         finding.count(
             "time_waits",
@@ -139,14 +146,7 @@ fn finding(
         count: if server { one.local } else { one.remote },
     });
     finding.caused_by(["close", "closes"], causes.collect());
-    if server {
-        finding.matters = "TIME_WAIT is then the server's: no port of it, some 256 bytes each for 60 s. But a client that sends its next \
-            request just then finds the connection closed, and one that has to connect anew for each waits a round trip more."
-            .into();
-    } else {
-        finding.matters =
-            "TIME_WAIT is the clients', each for itself; this server has none of it.".into();
-    }
+    finding.matters = matters(server, counts).into();
     if many {
         finding.application = "Keep-alive with an idle timeout longer than the clients' (nginx: keepalive_timeout above 0 and a large \
             keepalive_requests; a load balancer in front: longer than its own)."
@@ -161,9 +161,39 @@ fn finding(
     finding
 }
 
+/// What it means for both sides; a RST leaves no TIME_WAIT (`__tcp_close`, `tcp_reset`).
+fn matters(server: bool, counts: Counts) -> String {
+    let (first, rst) = if server {
+        (counts.local, counts.local_rst)
+    } else {
+        (counts.remote, counts.remote_rst)
+    };
+    let whose = if server {
+        "the server's: no port of it, some 256 bytes each for 60 s"
+    } else {
+        "the clients', each for itself; this server has none of it"
+    };
+    let waits = match (first > rst, rst > 0) {
+        (_, false) => format!("Any TIME_WAIT of these is {whose}."),
+        (true, true) => format!(
+            "Any TIME_WAIT of those by FIN is {whose}. Those by RST leave none on either side, and may lose what the peer has not read yet."
+        ),
+        (false, true) => "A close by RST leaves no TIME_WAIT on either side. But what the other side has not read yet may be lost \
+            to it, and it sees ECONNRESET."
+            .to_owned(),
+    };
+    if !server {
+        return waits;
+    }
+    format!(
+        "{waits} A client that sends its next request just then finds the connection closed, and one that has to connect anew for \
+         each waits a round trip more."
+    )
+}
+
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use super::{Counts, check, matters};
     use crate::{
         analysis::Opened,
         doctor::{Closes, Severity, Snapshot, Thresholds},
@@ -221,5 +251,27 @@ mod tests {
                 ),
             ]
         );
+    }
+
+    #[test]
+    fn a_close_by_rst_leaves_no_time_wait() {
+        let told = |server, local_rst, remote_rst| {
+            let counts = Counts {
+                local: 20,
+                local_rst,
+                remote: 10,
+                remote_rst,
+                minisockets: 20 - local_rst,
+            };
+            matters(server, counts)
+        };
+        let none = "leaves no TIME_WAIT on either side";
+        assert!(told(true, 0, 10).starts_with("Any TIME_WAIT of these is the server's"));
+        assert!(told(true, 1, 0).starts_with("Any TIME_WAIT of those by FIN is the server's"));
+        assert!(told(true, 20, 0).contains(none));
+        assert!(!told(true, 20, 0).contains("server's"));
+        assert!(told(false, 20, 0).starts_with("Any TIME_WAIT of these is the clients'"));
+        assert!(told(false, 0, 9).starts_with("Any TIME_WAIT of those by FIN is the clients'"));
+        assert!(told(false, 0, 10).contains(none));
     }
 }

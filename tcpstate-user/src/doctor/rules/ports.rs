@@ -21,7 +21,7 @@ pub const RULE: Rule = Rule {
         whole machine having many connections says nothing. If none is free, connect() fails with EADDRNOTAVAIL (not \
         with EADDRINUSE, as is often written; that is bind()).
 
-        A port is held while the connection is open, and for the 60 s of its TIME_WAIT if this side closed first. So a \
+        A port is held while the connection is open, and for the 60 s of its TIME_WAIT if this side closed first (by FIN). So a \
         client that opens R connections a second to one destination and closes first needs 60 R ports: with 28,232 ports \
         (32768 to 60999) that is 470 a second.
 

@@ -9,7 +9,7 @@ use crate::{
 pub const RULE: Rule = Rule {
     name: "time-wait",
     summary: "TIME_WAITs: who closes first, what they cost, if it matters",
-    explanation: "Whoever closes first gets TIME_WAIT: 60 s on Linux (TCP_TIMEWAIT_LEN, a constant, not 2 MSL of anything), so \
+    explanation: "Whoever closes first, by FIN, gets TIME_WAIT: 60 s on Linux (TCP_TIMEWAIT_LEN, a constant, not 2 MSL of anything), so \
         that a late segment of the old connection is not taken for one of the next, and a lost last ACK is sent again. R closes a \
         second hold 60 R of them.
 

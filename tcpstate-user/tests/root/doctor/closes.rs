@@ -1,6 +1,10 @@
 //! Who closes first at a listening port, and both at the same time.
 
-use super::{connect, doctor, findings, listener, seen};
+use std::net::TcpStream;
+
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::{connect, doctor, findings, listener, seen, time_waits};
 use crate::{
     peer::{self, Peer, close},
     support::{lacks_timewait, nobody_starts, own_netns, skipped, text},
@@ -42,6 +46,51 @@ fn a_server_that_closes_first_is_told_from_one_whose_clients_do() {
             let severity = if by_server && worth { "notice" } else { "fine" };
             assert_eq!(found["severity"], severity, "{}", printed.out);
         }
+    }
+}
+
+/// SO_LINGER 0 in all connections of a port, or in half of them.
+#[test]
+fn a_server_that_resets_is_told_from_one_that_gets_time_wait() {
+    const TEST: &str = "a_server_that_resets_is_told_from_one_that_gets_time_wait";
+    if skipped(TEST) || lacks_timewait(TEST) {
+        return;
+    }
+    own_netns();
+    let (resets, to_resets) = listener(7977);
+    let (mixed, to_mixed) = listener(7978);
+    let tool = doctor(&["--closes", "12"]);
+    let alone = nobody_starts();
+    for of in 0..12 {
+        for (server, address, by_rst) in
+            [(&resets, to_resets, true), (&mixed, to_mixed, of % 2 == 0)]
+        {
+            let client = TcpStream::connect(address).expect("a connection");
+            let (accepted, _) = server.accept().expect("it comes");
+            if by_rst {
+                let at_once = libc::linger {
+                    l_onoff: 1,
+                    l_linger: 0,
+                };
+                setsockopt(&accepted, sockopt::Linger, &at_once).expect("an option");
+            }
+            drop(accepted);
+            drop(client);
+        }
+    }
+    assert_eq!(time_waits(), 6, "what the kernel lists");
+    drop(alone);
+    let printed = tool.stop();
+    let (found, code) = findings(&printed, "first-close");
+    assert_eq!((found.len(), code), (2, Some(0)), "{}", printed.out);
+    for found in &found {
+        let mixed = text(&found["sentence"]).starts_with("on port 7978 the server");
+        let why = text(&found["matters"]);
+        assert_eq!(seen(found, "local_first"), 12);
+        assert_eq!(seen(found, "local_rst"), if mixed { 6 } else { 12 });
+        assert_eq!(seen(found, "time_waits"), if mixed { 6 } else { 0 });
+        assert_eq!(why.contains("is the server's"), mixed, "{why}");
+        assert_eq!(why.contains("leaves no TIME_WAIT"), !mixed, "{why}");
     }
 }
 
