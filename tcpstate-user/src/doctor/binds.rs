@@ -17,6 +17,8 @@ pub(super) type At = (u64, u16);
 #[derive(Debug, Default)]
 pub(super) struct Binds {
     holders: HashMap<At, Holders>,
+    /// How many there are of all [`Holders::listeners`].
+    listeners: usize,
     failed: HashMap<Key, FailedBind>,
     /// Paths of cgroups, by id, as sockets in them told.
     cgroups: HashMap<u64, Arc<str>>,
@@ -25,13 +27,34 @@ pub(super) struct Binds {
 }
 
 /// Sockets at one local port.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Holders {
     sockets: u64,
     minisockets: u64,
-    listeners: u64,
-    /// Of one of the listeners.
-    listener: Option<event::Process>,
+    listeners: Vec<Listener>,
+    /// Listeners of which nothing else is known.
+    more: u64,
+}
+
+/// A socket that listens.
+#[derive(Clone, Copy, Debug)]
+struct Listener {
+    connection: u64,
+    addr: IpAddr,
+    process: Option<event::Process>,
+    /// When it began to, if that was seen.
+    since: Option<u64>,
+}
+
+/// What a process whose bind() failed has there in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Listens {
+    /// No listener that is known to be its own.
+    No,
+    /// One that was there already when bind() failed last.
+    Before,
+    /// One that came after that.
+    After,
 }
 
 /// Whose bind() failed, and where.
@@ -61,20 +84,26 @@ pub struct FailedBind {
     pub sockets: u64,
     /// Then, listeners.
     pub listeners: u64,
-    /// The process of a listener.
+    /// The process of a listener; this one if it listens at that address itself.
     pub listener: Option<Process>,
-    /// At the end, this process listens at that port after all.
-    pub listens: bool,
+    /// Whether it listened there itself.
+    pub own: bool,
+    /// Whether it listens there at the end.
+    pub listens: Listens,
+    /// When it happened last (nanoseconds of `CLOCK_MONOTONIC`).
+    pub last: u64,
     /// Network namespace: cookie, or inode number.
     pub namespace: u64,
     /// Id of its cgroup.
     pub cgroup: Option<u64>,
 }
 
-/// More ports than a few namespaces have.
+/// More ports than a few namespaces have, and more listeners.
 const PORTS: usize = 1 << 20;
 /// Whose bind() fails at more addresses than that scans.
 const FAILED: usize = 4096;
+/// More listeners than processors, each of which may have one at the same port (SO_REUSEPORT); those beyond are only counted.
+const LISTENERS: usize = 512;
 /// More cgroups than one machine has containers; of those beyond, the container is not known.
 const CGROUPS: usize = 4096;
 
@@ -88,12 +117,25 @@ impl Binds {
     pub(super) fn failed(&self) -> Vec<FailedBind> {
         let mut binds: Vec<_> = self.failed.values().cloned().collect();
         for bind in &mut binds {
-            let holders = bind
-                .at
-                .and_then(|(_, port)| self.holders.get(&(bind.namespace, port)));
-            bind.listens = holders
-                .and_then(|holders| holders.listener)
-                .is_some_and(|listener| Some(listener.pid) == bind.process.pid);
+            let held = held(&self.holders, bind.namespace, bind.at);
+            let listeners = held.map(|(addr, holders)| holders.in_the_way(addr));
+            let own = listeners
+                .into_iter()
+                .flatten()
+                .filter(|listener| listener.is_of(bind.process.pid));
+            bind.listens = own
+                .map(|listener| match listener.since {
+                    Some(since) if since > bind.last => Listens::After,
+                    _ => Listens::Before,
+                })
+                .max()
+                .unwrap_or(Listens::No);
+            if bind.listens == Listens::Before && !bind.own {
+                // It was found only after bind() had failed.
+                bind.own = true;
+                bind.listener = Some(bind.process);
+                bind.listeners += 1;
+            }
             let path = bind.cgroup.and_then(|id| self.cgroups.get(&id));
             let of_path = path.and_then(|path| Container::of(path));
             bind.container = of_path.map(|of_path| container(of_path.runtime, of_path.id));
@@ -114,23 +156,44 @@ impl Binds {
         }
     }
 
-    /// A listener comes or goes.
-    pub(super) fn listener(
+    /// A listener comes, or is found.
+    pub(super) fn listens(
         &mut self,
+        connection: u64,
         subject: &Subject,
         process: Option<event::Process>,
-        comes: bool,
+        since: Option<u64>,
     ) {
         let at = (subject.namespace(), subject.local.port);
-        if comes {
-            if let Some(holders) = self.at(at) {
-                holders.listeners += 1;
-                holders.listener = process.or(holders.listener);
-            }
-        } else if let Some(holders) = self.holders.get_mut(&at) {
-            holders.listeners = holders.listeners.saturating_sub(1);
-            if holders.listeners == 0 {
-                holders.listener = None;
+        let addr = subject.local.addr;
+        let room = self.listeners < PORTS;
+        let Some(holders) = self.at(at) else {
+            return;
+        };
+        if !room || holders.listeners.len() >= LISTENERS {
+            holders.more += 1;
+            return;
+        }
+        holders.listeners.push(Listener {
+            connection,
+            addr,
+            process,
+            since,
+        });
+        self.listeners += 1;
+    }
+
+    /// A listener goes.
+    pub(super) fn leaves(&mut self, connection: u64, subject: &Subject) {
+        let at = (subject.namespace(), subject.local.port);
+        if let Some(holders) = self.holders.get_mut(&at) {
+            let all = &mut holders.listeners;
+            match all.iter().position(|one| one.connection == connection) {
+                Some(place) => {
+                    all.remove(place);
+                    self.listeners -= 1;
+                }
+                None => holders.more = holders.more.saturating_sub(1),
             }
             self.tidy(at);
         }
@@ -173,16 +236,8 @@ impl Binds {
             self.beyond += 1;
             return;
         }
-        let holders = at
-            .filter(|(_, port)| *port != 0)
-            .and_then(|(_, port)| self.holders.get(&(namespace, port)).copied())
-            .unwrap_or_default();
-        let process = |process: event::Process| Process {
-            pid: Some(process.pid),
-            comm: Some(process.comm),
-        };
         let bind = self.failed.entry(key).or_insert_with(|| FailedBind {
-            process: process(event.process),
+            process: known(event.process),
             container: None,
             netns: event.netns,
             at,
@@ -191,15 +246,30 @@ impl Binds {
             sockets: 0,
             listeners: 0,
             listener: None,
-            listens: false,
+            own: false,
+            listens: Listens::No,
+            last: event.time,
             namespace,
             cgroup: event.cgroup,
         });
         bind.failed += 1;
+        bind.last = event.time;
+        bind.listener = None;
+        bind.own = false;
+        let Some((addr, holders)) = held(&self.holders, namespace, at) else {
+            (bind.minisockets, bind.sockets, bind.listeners) = (0, 0, 0);
+            return;
+        };
         bind.minisockets = holders.minisockets;
         bind.sockets = holders.sockets;
-        bind.listeners = holders.listeners;
-        bind.listener = holders.listener.map(process);
+        bind.listeners = holders.more;
+        for listener in holders.in_the_way(addr) {
+            bind.listeners += 1;
+            if !bind.own {
+                bind.own = listener.is_of(bind.process.pid);
+                bind.listener = listener.process.map(known).or(bind.listener);
+            }
+        }
     }
 
     fn at(&mut self, at: At) -> Option<&mut Holders> {
@@ -211,15 +281,40 @@ impl Binds {
     }
 
     fn tidy(&mut self, at: At) {
-        let empty =
-            |holders: &Holders| holders.sockets + holders.minisockets + holders.listeners == 0;
-        if self.holders.get(&at).is_some_and(empty) {
+        if self.holders.get(&at).is_some_and(Holders::is_empty) {
             self.holders.remove(&at);
         }
     }
 }
 
+/// An address, and what holds its port.
+fn held(
+    holders: &HashMap<At, Holders>,
+    namespace: u64,
+    at: Option<(IpAddr, u16)>,
+) -> Option<(IpAddr, &Holders)> {
+    let (addr, port) = at?;
+    Some((addr, holders.get(&(namespace, port))?))
+}
+
+fn known(process: event::Process) -> Process {
+    Process {
+        pid: Some(process.pid),
+        comm: Some(process.comm),
+    }
+}
+
 impl Holders {
+    const fn is_empty(&self) -> bool {
+        self.sockets + self.minisockets + self.more == 0 && self.listeners.is_empty()
+    }
+
+    /// Listeners that keep bind() from having this address.
+    fn in_the_way(&self, addr: IpAddr) -> impl Iterator<Item = &Listener> {
+        let all = self.listeners.iter();
+        all.filter(move |listener| overlap(listener.addr, addr))
+    }
+
     const fn count(&mut self, minisocket: bool) -> &mut u64 {
         if minisocket {
             &mut self.minisockets
@@ -227,6 +322,20 @@ impl Holders {
             &mut self.sockets
         }
     }
+}
+
+impl Listener {
+    fn is_of(&self, pid: Option<u32>) -> bool {
+        self.process.map(|process| process.pid) == pid
+    }
+}
+
+/// Whether two sockets cannot both have a port at these addresses. `::` takes IPv4 too, unless its socket has IPV6_V6ONLY, which is
+/// not known.
+fn overlap(one: IpAddr, other: IpAddr) -> bool {
+    let takes =
+        |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
+    one == other || takes(one, other) || takes(other, one)
 }
 
 #[cfg(test)]
@@ -244,7 +353,9 @@ impl FailedBind {
             sockets: 0,
             listeners: 0,
             listener: None,
-            listens: false,
+            own: false,
+            listens: Listens::No,
+            last: 0,
             namespace: 0,
             cgroup: None,
         }

@@ -211,9 +211,13 @@ impl Tally for Ends {
         self.listeners.take(transition);
         self.binds.name(event.cgroup, transition.cgroup.as_ref());
         if event.is_listener() {
-            if wanted {
-                self.binds
-                    .listener(&subject, transition.process, event.new == Listen);
+            let id = transition.connection;
+            match event.new {
+                _ if !wanted => {}
+                Listen => self
+                    .binds
+                    .listens(id, &subject, transition.process, Some(event.time)),
+                _ => self.binds.leaves(id, &subject),
             }
             return;
         }
@@ -257,7 +261,8 @@ impl Tally for Ends {
         let opened = self.listeners.opened(found);
         self.binds.name(found.cgroup_id, found.cgroup.as_ref());
         if found.state == TcpState::Listen {
-            self.binds.listener(&subject, found.process, true);
+            let id = found.connection;
+            self.binds.listens(id, &subject, found.process, None);
             return;
         }
         let life = Life {

@@ -15,7 +15,7 @@ mod text;
 pub mod thresholds;
 mod watch;
 
-pub use binds::FailedBind;
+pub use binds::{FailedBind, Listens};
 pub use counters::NetCounters;
 pub use finding::{Cause, Evidence, Finding, Number, Process, Severity, Shown, Who, plural};
 pub use json::json;

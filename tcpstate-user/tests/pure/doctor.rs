@@ -2,16 +2,19 @@
 
 use std::rc::Rc;
 
-use tcpstate_common::state::TcpState::{Close, CloseWait, Established, SynSent};
+use tcpstate_common::{
+    record::{Call, TransitionRecord},
+    state::TcpState::{Close, CloseWait, Established, Listen, SynSent},
+};
 use tcpstate_user::{
-    doctor::{Diagnosis, Known, Seen, Severity, Snapshot, Thresholds, Watch, json, text},
+    doctor::{Diagnosis, Known, Listens, Seen, Severity, Snapshot, Thresholds, Watch, json, text},
     settings::Settings,
 };
 
 use crate::{
-    records::{MS, owned},
+    records::{MS, owned, record},
     reports::{HOOKS, Run},
-    scene::{Sent, life, scene},
+    scene::{START, Sent, call, life, scene},
 };
 
 const NETNS: u32 = 4_026_531_840;
@@ -125,4 +128,84 @@ fn a_leak_in_a_recording_is_a_leak() {
     assert_eq!(found[0].severity, Severity::High);
     assert_eq!(found[0].causes[0].count, 12);
     assert_eq!(found[0].causes[0].who.process.pid, Some(700));
+}
+
+/// A listener that begins to listen at this millisecond, or ends.
+fn listener(cookie: u64, at: u64, begins: bool, address: [u8; 4], pid: u32) -> Sent {
+    let (old, new) = if begins {
+        (Close, Listen)
+    } else {
+        (Listen, Close)
+    };
+    let any = std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().octets();
+    let of = TransitionRecord {
+        laddr: std::net::Ipv4Addr::from(address).to_ipv6_mapped().octets(),
+        raddr: any,
+        lport: 9000,
+        rport: 0,
+        ..record(cookie, START + at * MS, old, new)
+    };
+    Sent::Transition(owned(of, pid, b"server"))
+}
+
+/// Who listened before its bind() failed has not succeeded by trying again.
+#[test]
+fn what_was_in_the_way_of_bind() {
+    const ANY: [u8; 4] = [0, 0, 0, 0];
+    const HERE: [u8; 4] = [10, 0, 0, 1];
+    const ELSEWHERE: [u8; 4] = [10, 0, 0, 9];
+    // It asks for 10.0.0.1:9000.
+    let fails = |at| Sent::Call(call(Call::Bind, 50, START + at * MS, 7, b"server", 9000));
+    let told = |all: &[Sent]| {
+        let binds = seen(all, &Thresholds::default()).binds;
+        assert_eq!(binds.len(), 1);
+        let pid = binds[0].listener.and_then(|process| process.pid);
+        (binds[0].listens, binds[0].own, binds[0].listeners, pid)
+    };
+    let comes = |cookie, at, address, pid| listener(cookie, at, true, address, pid);
+    let goes = |cookie, at, address, pid| listener(cookie, at, false, address, pid);
+    for address in [HERE, ANY] {
+        assert_eq!(
+            told(&[comes(60, 1, address, 7), fails(2), fails(3)]),
+            (Listens::Before, true, 1, Some(7)),
+            "it never listens by the other socket"
+        );
+        assert_eq!(
+            told(&[fails(2), fails(3), comes(60, 4, address, 7)]),
+            (Listens::After, false, 0, None)
+        );
+        assert_eq!(
+            told(&[fails(2), comes(60, 3, address, 7), fails(4)]),
+            (Listens::Before, true, 1, Some(7)),
+            "the last failure counts"
+        );
+        assert_eq!(
+            told(&[comes(60, 1, address, 7), fails(2), goes(60, 3, address, 7)]),
+            (Listens::No, true, 1, Some(7))
+        );
+        assert_eq!(
+            told(&[
+                comes(60, 1, address, 8),
+                fails(2),
+                comes(61, 3, ELSEWHERE, 7)
+            ]),
+            (Listens::No, false, 1, Some(8)),
+            "another address is no success"
+        );
+    }
+    assert_eq!(
+        told(&[comes(60, 1, ELSEWHERE, 7), comes(61, 1, HERE, 8), fails(2)]),
+        (Listens::No, false, 1, Some(8)),
+        "its own is not in the way"
+    );
+    assert_eq!(
+        told(&[
+            comes(60, 1, HERE, 8),
+            comes(61, 1, HERE, 9),
+            goes(61, 2, HERE, 9),
+            fails(3)
+        ]),
+        (Listens::No, false, 1, Some(8)),
+        "who has left is not in the way"
+    );
 }

@@ -3,7 +3,7 @@
 use super::{Checked, Rule};
 use crate::{
     analysis::Opened,
-    doctor::{Cause, FailedBind, Finding, Severity, Snapshot, Thresholds, Who, plural},
+    doctor::{Cause, FailedBind, Finding, Listens, Severity, Snapshot, Thresholds, Who, plural},
 };
 
 pub const RULE: Rule = Rule {
@@ -17,11 +17,13 @@ pub const RULE: Rule = Rule {
         holds the port is counted at that moment.
 
         high: the same process fails at the same port --failed-binds times or more, and does not listen there in the end. \
-        notice: it fails less often. fine: it listens there in the end, so that trying again has helped.
+        notice: it fails less often, or had a listener of its own there before and still has. fine: it began to listen there \
+        after its last failure, so that trying again has helped.
 
         What helps: SO_REUSEADDR in servers (every server wants it); a new process that takes the listening socket over; ending \
-        the process that listens there. What does not: any setting of TIME_WAIT. If any port was asked for (port 0), no port of \
-        the range was left: ip_local_port_range, or IP_BIND_ADDRESS_NO_PORT in clients that bind() before connect().",
+        the process that listens there; SO_REUSEPORT in each listener where one process wants several. What does not: any setting \
+        of TIME_WAIT. If any port was asked for (port 0), no port of the range was left: ip_local_port_range, or \
+        IP_BIND_ADDRESS_NO_PORT in clients that bind() before connect().",
     check,
 };
 
@@ -42,10 +44,10 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
 }
 
 fn severity(bind: &FailedBind, thresholds: &Thresholds) -> Severity {
-    match (bind.listens, bind.failed >= thresholds.failed_binds) {
-        (true, _) => Severity::Fine,
-        (false, true) => Severity::High,
-        (false, false) => Severity::Notice,
+    match bind.listens {
+        Listens::After => Severity::Fine,
+        Listens::No if bind.failed >= thresholds.failed_binds => Severity::High,
+        Listens::Before | Listens::No => Severity::Notice,
     }
 }
 
@@ -62,10 +64,11 @@ fn finding(snapshot: &Snapshot, bind: &FailedBind, severity: Severity) -> Findin
     } else {
         "again and again"
     };
-    let end = if bind.listens {
-        ", and listens there now"
-    } else {
-        ""
+    let end = match bind.listens {
+        Listens::After => ", and listens there now",
+        Listens::Before => ": the process listens there already",
+        Listens::No if bind.own => ": the process listened there itself",
+        Listens::No => "",
     };
     let mut finding = Finding::new(
         severity,
@@ -104,7 +107,7 @@ fn finding(snapshot: &Snapshot, bind: &FailedBind, severity: Severity) -> Findin
             .collect();
         if let Some(last) = finding.evidence.last_mut() {
             last.text = if held.is_empty() {
-                "nothing that is seen holds that port: a socket that is bound only".to_owned()
+                "nothing that is seen holds that address: a socket that is bound only".to_owned()
             } else {
                 format!("that port had then: {}", held.join(", "))
             };
@@ -130,11 +133,12 @@ fn finding(snapshot: &Snapshot, bind: &FailedBind, severity: Severity) -> Findin
 }
 
 fn advice(snapshot: &Snapshot, bind: &FailedBind, finding: &mut Finding, any: bool) {
-    if bind.listens {
-        finding.matters = "It has tried until the address was free.".into();
-    } else {
-        finding.matters = "A server that cannot bind() does not serve.".into();
+    finding.matters = match bind.listens {
+        Listens::After => "It has tried until the address was free.",
+        Listens::Before => "The listener that it has serves; the socket that was refused does not.",
+        Listens::No => "A server that cannot bind() does not serve.",
     }
+    .into();
     let avoid =
         "No setting of TIME_WAIT is needed for a restart; tcp_tw_reuse is about connect() only.";
     if any {
@@ -146,6 +150,16 @@ fn advice(snapshot: &Snapshot, bind: &FailedBind, finding: &mut Finding, any: bo
         }
         finding.effect = "bind() to port 0 needs a port that no other socket has; connect() only one that is free towards its \
             destination.".into();
+    } else if bind.own {
+        finding.application = "Its own listener was in the way: look for a second instance of it, for start-up code that runs twice, \
+            or for listeners that are meant to share the port, each of which needs SO_REUSEPORT before bind()."
+            .into();
+        finding.effect = "SO_REUSEADDR alone would not help: a listener is in the way.".into();
+    } else if bind.listeners > 0 && bind.listener.is_none() {
+        finding.application = "A socket listens there whose process is not known: `ss -ltnp` may show it. End it, or give this one \
+            another port; SO_REUSEPORT only if both are meant to share it, and in both."
+            .into();
+        finding.effect = "SO_REUSEADDR alone would not help: a listener is in the way.".into();
     } else if bind.listeners > 0 {
         finding.application = "Another process listens there: end it, or give this one another port; SO_REUSEPORT only if both \
             are meant to share it, and in both.".into();
@@ -170,7 +184,7 @@ fn advice(snapshot: &Snapshot, bind: &FailedBind, finding: &mut Finding, any: bo
 #[cfg(test)]
 mod tests {
     use super::check;
-    use crate::doctor::{FailedBind, Severity, Snapshot, Thresholds};
+    use crate::doctor::{FailedBind, Listens, Process, Severity, Snapshot, Thresholds};
 
     fn found(binds: Vec<FailedBind>) -> Vec<(Severity, String)> {
         let snapshot = Snapshot {
@@ -196,12 +210,25 @@ mod tests {
             ..bind.clone()
         };
         let up = FailedBind {
-            listens: true,
+            listens: Listens::After,
+            ..bind.clone()
+        };
+        let unknown = FailedBind {
+            listeners: 1,
             ..bind.clone()
         };
         let taken = FailedBind {
-            listeners: 1,
-            ..bind.clone()
+            listener: Some(Process::default()),
+            ..unknown.clone()
+        };
+        let own = FailedBind {
+            own: true,
+            listens: Listens::Before,
+            ..taken.clone()
+        };
+        let left = FailedBind {
+            listens: Listens::No,
+            ..own.clone()
         };
         let told = found(vec![bind]);
         assert!(
@@ -211,7 +238,17 @@ mod tests {
         assert!(matches!(&found(vec![once])[..], [(Severity::Notice, _)]));
         assert!(matches!(&found(vec![up])[..], [(Severity::Fine, _)]));
         assert!(
-            matches!(&found(vec![taken])[..], [(Severity::High, first)] if first.contains("listens"))
+            matches!(&found(vec![taken])[..], [(Severity::High, first)] if first.contains("Another process"))
+        );
+        assert!(
+            matches!(&found(vec![unknown])[..], [(Severity::High, first)] if first.contains("not known"))
+        );
+        let itself = "Its own listener";
+        assert!(
+            matches!(&found(vec![own])[..], [(Severity::Notice, first)] if first.contains(itself))
+        );
+        assert!(
+            matches!(&found(vec![left])[..], [(Severity::High, first)] if first.contains(itself))
         );
         assert!(check(&Snapshot::default(), &Thresholds::default()).is_err());
     }

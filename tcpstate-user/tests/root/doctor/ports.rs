@@ -112,6 +112,38 @@ fn a_restart_that_time_wait_prevents_is_told_from_one_that_succeeds() {
     }
 }
 
+/// A second listener where it has one: nobody else is in the way, and trying again does not help.
+#[test]
+fn a_process_that_is_in_its_own_way_is_told() {
+    const TEST: &str = "a_process_that_is_in_its_own_way_is_told";
+    if skipped(TEST) || lacks_calls(TEST) {
+        return;
+    }
+    for before in [true, false] {
+        own_netns();
+        // Found by the list of sockets, or seen when it begins to listen.
+        let found = before.then(|| serve(7979, true).expect("it is free"));
+        let tool = doctor(&[]);
+        let seen_there = (!before).then(|| serve(7979, true).expect("it is free"));
+        for _ in 0..3 {
+            assert_eq!(serve(7979, true).err(), Some(nix::Error::EADDRINUSE));
+        }
+        let printed = tool.stop();
+        drop((found, seen_there));
+        let (found, code) = findings(&printed, "bind");
+        assert_eq!((found.len(), code), (1, Some(0)), "{}", printed.out);
+        assert_eq!(found[0]["severity"], "notice", "{}", printed.out);
+        assert_eq!(seen(&found[0], "listeners"), 1);
+        let told = text(&found[0]["sentence"]);
+        assert!(
+            told.ends_with("the process listens there already"),
+            "{told}"
+        );
+        let first = text(&found[0]["application"]);
+        assert!(first.starts_with("Its own listener"), "{first}");
+    }
+}
+
 #[test]
 fn a_port_that_somebody_listens_at_is_told_with_its_owner() {
     const TEST: &str = "a_port_that_somebody_listens_at_is_told_with_its_owner";
