@@ -124,6 +124,11 @@ impl Leaks {
         }
     }
 
+    /// Looks for sockets that are in their state at least so long (nanoseconds) from now on.
+    pub const fn look_for(&mut self, older: u64) {
+        self.options.older = older;
+    }
+
     fn is_looked_at(&self, state: TcpState) -> bool {
         let states = &self.options.states;
         Self::looks_at(state) && (states.is_empty() || states.contains(&state))

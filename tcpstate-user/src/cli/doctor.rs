@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args as ClapArgs;
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
     analysis::Tally,
     doctor::{
         self, Diagnosis, Known, Namespace, NetCounters, Seen, Severity, Snapshot, Thresholds,
-        Watch, rules,
+        Watch, rules, thresholds::nanoseconds,
     },
     kernel::{self, NetStat},
     message,
@@ -106,16 +106,15 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
         return print(doctor::explanation(rule, columns()).as_bytes());
     }
     let live = args.recording.from.is_none();
-    let mut thresholds = args.thresholds.clone();
     if live {
-        // What is there all the time that we watch, stays.
-        thresholds.stay = thresholds.stay.min(args.time.as_secs_f64() * 0.9);
+        check_stay(args)?;
     }
+    let thresholds = &args.thresholds;
     let netns = netns(args)?;
     let counters = live.then(|| NetStat::begin(netns));
     let seen: Seen = Rc::new(RefCell::new(None));
     let hooks = Rc::new(RefCell::new(Vec::new()));
-    let result = watch(args, &thresholds, netns, &seen, &hooks);
+    let result = watch(args, thresholds, netns, &seen, &hooks);
     let Some(mut snapshot) = seen.take() else {
         result?;
         return Err(anyhow!("the watch ended before it began"));
@@ -125,7 +124,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
         let (before, after) = counters.end();
         add(&mut snapshot, before, after);
     }
-    let diagnosis = Diagnosis::of(&snapshot, &thresholds);
+    let diagnosis = Diagnosis::of(&snapshot, thresholds);
     let hooks = hooks.take();
     let text = if args.json {
         doctor::json(&diagnosis, &snapshot, &hooks)?
@@ -141,6 +140,19 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     } else {
         Outcome::Done
     })
+}
+
+/// Refuses to look for what stays longer than we watch. How long a recording is, only its end tells: then rules say so.
+fn check_stay(args: &DoctorArgs) -> Result<()> {
+    let time = args.time.as_secs_f64();
+    let longest = doctor::longest_stay(nanoseconds(time));
+    let Some(stay) = args.thresholds.stay.filter(|stay| *stay > longest) else {
+        return Ok(());
+    };
+    bail!(
+        "--stay {stay}: nothing can be seen to stay so long in {time} s; give --for {} or more, or --stay {longest} or less",
+        (stay / 0.9).ceil()
+    )
 }
 
 /// Columns to write for.
@@ -181,6 +193,7 @@ fn watch(
             calls: conditions.calls,
             errors: conditions.errors,
             limit: conditions.limit,
+            begins: conditions.begins,
             netns,
             settings: conditions.settings,
             addresses: conditions.addresses,

@@ -56,6 +56,8 @@ pub struct Conditions<'a> {
     pub errors: bool,
     /// How many connections may be remembered.
     pub limit: usize,
+    /// Since when is watched, or was recorded (nanoseconds of `CLOCK_MONOTONIC`).
+    pub begins: u64,
     /// The hooks in use.
     pub hooks: &'a [&'static str],
     /// What network namespaces had set when the run began, where that could be read.

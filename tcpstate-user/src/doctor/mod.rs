@@ -24,7 +24,7 @@ pub use snapshot::{
     Closes, Ends, Namespace, Portless, Ports, Snapshot, Stay, Waits, real, share, whole,
 };
 pub use text::{explanation, list, text};
-pub use thresholds::Thresholds;
+pub use thresholds::{Thresholds, longest_stay};
 pub use watch::{Known, Seen, Watch};
 
 /// What all rules together have to say.

@@ -12,6 +12,10 @@ use {super::finding::Process, crate::analysis::Opened};
 pub struct Snapshot {
     /// How long was watched, in nanoseconds.
     pub nanoseconds: u64,
+    /// Seconds in a state that only passes that were too long.
+    pub stay: f64,
+    /// Nothing can have been seen to stay so long.
+    pub short: bool,
     /// Of this machine, now; else from a recording.
     pub live: bool,
     /// The life of TIME_WAIT was observed.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::real;
+
 /// Nobody asks about fewer TIME_WAITs than this.
 pub const MANY_TIME_WAITS: u64 = 1000;
 /// A share of the local ports towards one destination: above it connect() has to search for long, and little is left for a
@@ -66,9 +68,10 @@ pub struct Thresholds {
     #[arg(long, value_name = "N", default_value_t = FAILED_BINDS, value_parser = clap::value_parser!(u64).range(1..))]
     pub failed_binds: u64,
 
-    /// close-wait, pile-up, failed: seconds in a state that only passes that are too long
-    #[arg(long, value_name = "SECS", default_value_t = STAY, value_parser = positive)]
-    pub stay: f64,
+    /// close-wait, pile-up, failed: seconds in a state that only passes that are too long [default: 10, or nine tenths of the
+    /// watch, or of the recording, if that is shorter]
+    #[arg(long, value_name = "SECS", value_parser = positive)]
+    pub stay: Option<f64>,
 
     /// close-wait, pile-up: sockets that stay so long, of one process and service, that are too many
     #[arg(long, value_name = "N", default_value_t = STAYING, value_parser = clap::value_parser!(u64).range(1..))]
@@ -130,7 +133,7 @@ impl Default for Thresholds {
             ports_share: PORTS_SHARE,
             ports_soon: PORTS_SOON,
             failed_binds: FAILED_BINDS,
-            stay: STAY,
+            stay: None,
             staying: STAYING,
             failed: FAILED,
             failed_share: FAILED_SHARE,
@@ -146,6 +149,28 @@ impl Default for Thresholds {
             orphans_share: ORPHANS_SHARE,
         }
     }
+}
+
+impl Thresholds {
+    /// Seconds in a state that only passes that are too long, for who has watched so many nanoseconds.
+    #[must_use]
+    pub fn stay(&self, watched: u64) -> f64 {
+        self.stay.unwrap_or_else(|| STAY.min(longest_stay(watched)))
+    }
+}
+
+/// Seconds that something can be seen to stay by who has watched so many nanoseconds: what is there when the watch begins is found
+/// a moment later.
+#[must_use]
+pub fn longest_stay(watched: u64) -> f64 {
+    let milliseconds = watched / 10 * 9 / 1_000_000;
+    // As many digits as are read well.
+    let shown = if milliseconds < 1000 {
+        milliseconds
+    } else {
+        milliseconds / 100 * 100
+    };
+    real(shown) / 1e3
 }
 
 /// Seconds as nanoseconds.
@@ -173,7 +198,7 @@ fn positive(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{nanoseconds, positive, share};
+    use super::{Thresholds, longest_stay, nanoseconds, positive, share};
 
     #[test]
     fn thresholds_are_numbers_that_make_sense() {
@@ -186,5 +211,20 @@ mod tests {
             assert!(positive(bad).is_err(), "{bad}");
         }
         assert_eq!(nanoseconds(0.25), 250_000_000);
+    }
+
+    #[test]
+    fn nothing_stays_longer_than_it_is_watched() {
+        let watched = nanoseconds(2.017);
+        assert_eq!(longest_stay(watched).to_string(), "1.8");
+        assert_eq!(longest_stay(nanoseconds(0.5)).to_string(), "0.45");
+        let default = Thresholds::default();
+        assert_eq!(default.stay(watched).to_string(), "1.8");
+        assert_eq!(default.stay(nanoseconds(30.0)).to_string(), "10");
+        let given = Thresholds {
+            stay: Some(60.0),
+            ..default
+        };
+        assert_eq!(given.stay(watched).to_string(), "60");
     }
 }

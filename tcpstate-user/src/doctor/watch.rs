@@ -6,7 +6,7 @@ use super::{
     ends,
     finding::{Process, Who, container},
     snapshot::{Closes, Ends, Namespace, Portless, Ports, Snapshot, Stay, Waits},
-    thresholds::{Thresholds, nanoseconds},
+    thresholds::{Thresholds, longest_stay, nanoseconds},
 };
 use crate::{
     analysis::{
@@ -35,6 +35,8 @@ pub struct Known<'a> {
     pub limit: usize,
     /// Only this network namespace is looked at.
     pub netns: Option<u32>,
+    /// Since when is watched, or was recorded (nanoseconds of `CLOCK_MONOTONIC`).
+    pub begins: u64,
     /// What network namespaces have set.
     pub settings: &'a [Settings],
     /// Addresses are those that were seen.
@@ -48,6 +50,8 @@ pub struct Watch {
     waits: analysis::Waits,
     leaks: Leaks,
     ends: ends::Ends,
+    thresholds: Thresholds,
+    begins: u64,
     seeded: bool,
     lost: bool,
     base: Snapshot,
@@ -98,10 +102,13 @@ impl Watch {
                 by: Some(by(&[Dimension::State])),
                 order: order("sockets"),
                 states: Vec::new(),
-                older: nanoseconds(thresholds.stay),
+                // Known when the watch ends.
+                older: 0,
                 limit,
             }),
             ends: ends::Ends::new(nanoseconds(thresholds.short_life), limit),
+            thresholds: thresholds.clone(),
+            begins: known.begins,
             seeded: false,
             lost: false,
             base: Snapshot {
@@ -165,11 +172,16 @@ impl Tally for Watch {
     }
 
     fn table(&mut self, from: u64, to: u64) -> Table {
+        let watched = to.saturating_sub(self.begins);
+        let too_long = self.thresholds.stay(watched);
+        self.leaks.look_for(nanoseconds(too_long));
         let waits = self.waits.table(from, to);
         let section = |name: &str| waits.more.iter().find(|section| section.name == name);
         let rows = |name: &str| section(name).map(|section| &section.table);
         *self.seen.borrow_mut() = Some(Snapshot {
             nanoseconds: to.saturating_sub(from),
+            stay: too_long,
+            short: too_long > longest_stay(watched),
             certain: self.seeded && !self.lost && self.forgotten() + self.ends.beyond() == 0,
             closes: read(Some(&self.closers.table(from, to)), closes),
             waits: read(Some(&waits), of_waits),

@@ -153,6 +153,13 @@ fn bad_flags_say_what_why_and_what_to_do() {
     }
 }
 
+#[test]
+fn nothing_is_seen_to_stay_longer_than_the_doctor_watches() {
+    let message = refused(&["doctor", "--for", "2", "--stay", "60"]);
+    let expected = "--stay 60: nothing can be seen to stay so long in 2 s; give --for 67 or more, or --stay 1.8 or less";
+    assert!(message.contains(expected), "{message}");
+}
+
 /// Nothing that is given is ignored, whatever else is given.
 #[test]
 fn what_is_for_a_recording_and_what_is_not() {

@@ -25,7 +25,7 @@ fn thresholds() -> Thresholds {
         many_time_waits: 1,
         failed: 1,
         staying: 1,
-        stay: 1.0,
+        stay: Some(1.0),
         connection_rate: 0.1,
         ..Thresholds::default()
     }
@@ -46,6 +46,7 @@ fn seen(all: &[Sent], thresholds: &Thresholds) -> Snapshot {
         errors: true,
         limit: 10_000,
         netns: None,
+        begins: START,
         settings: &[settings],
         addresses: true,
     };
@@ -113,7 +114,7 @@ fn a_leak_in_a_recording_is_a_leak() {
     }
     assert!(all.len() > 30);
     let thresholds = Thresholds {
-        stay: 5.0,
+        stay: Some(5.0),
         ..thresholds
     };
     let snapshot = seen(&all, &thresholds);
@@ -208,4 +209,32 @@ fn what_was_in_the_way_of_bind() {
         (Listens::No, false, 1, Some(8)),
         "who has left is not in the way"
     );
+}
+
+/// As long as the recording allows; who wants more is told that it was too short.
+#[test]
+fn what_stays_is_bounded_by_what_was_recorded() {
+    // Half-closed for all but 11 ms of 10 s.
+    let half = [
+        (Close, 0),
+        (SynSent, 0),
+        (Established, 50),
+        (CloseWait, 900),
+    ];
+    let all = life(70, 10, &half, |record| owned(record, 700, b"leaky"));
+    let told = |stay| {
+        let thresholds = Thresholds {
+            stay,
+            ..Thresholds::default()
+        };
+        let snapshot = seen(&all, &thresholds);
+        let diagnosis = Diagnosis::of(&snapshot, &thresholds);
+        let of_rule = |rule: &str| rule == "close-wait";
+        let found = diagnosis.findings.iter().filter(|one| of_rule(one.rule));
+        let unknown = diagnosis.unknown.iter().filter(|(rule, _)| of_rule(rule));
+        (snapshot.stay, found.count(), unknown.count())
+    };
+    assert_eq!(told(None), (9.0, 1, 0));
+    assert_eq!(told(Some(9.5)), (9.5, 1, 0));
+    assert_eq!(told(Some(60.0)), (60.0, 0, 1));
 }

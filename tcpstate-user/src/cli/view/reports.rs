@@ -71,6 +71,7 @@ pub(super) fn begin(periodic: Periodic, header: &Header, limit: usize) -> Report
         calls: header.calls,
         errors: header.hook == Hook::BtfTracepoint,
         limit,
+        begins: header.begins,
         hooks: &hooks,
         settings: &header.settings,
         addresses: !header

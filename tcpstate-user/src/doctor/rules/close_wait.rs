@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 
-use super::{Checked, Rule};
+use super::{Checked, Rule, TOO_SHORT};
 use crate::doctor::{Cause, Finding, Process, Severity, Snapshot, Stay, Thresholds, plural};
 
 pub const RULE: Rule = Rule {
@@ -21,10 +21,6 @@ pub const RULE: Rule = Rule {
     check,
 };
 
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "other rules cannot always be decided"
-)]
 fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
     let mut processes: IndexMap<(Process, Option<u32>), Vec<&Stay>> = IndexMap::default();
     for stay in snapshot
@@ -34,6 +30,9 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
     {
         let key = (stay.who.process, stay.who.netns);
         processes.entry(key).or_default().push(stay);
+    }
+    if processes.is_empty() && snapshot.short {
+        return Err(TOO_SHORT);
     }
     let sum = |stays: &[&Stay]| stays.iter().map(|stay| stay.sockets).sum::<u64>();
     let mut found: Vec<_> = processes
@@ -52,7 +51,7 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
             } else {
                 Severity::Notice
             };
-            finding(sockets, &stays, severity, thresholds.stay)
+            finding(sockets, &stays, severity, snapshot.stay)
         })
         .collect())
 }
@@ -147,5 +146,10 @@ mod tests {
             .map(|finding| (finding.severity, finding.causes.len()))
             .collect();
         assert_eq!(told, [(Severity::High, 2), (Severity::Notice, 1)]);
+        let short = Snapshot {
+            short: true,
+            ..Snapshot::default()
+        };
+        assert!(check(&short, &Thresholds::default()).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 
-use super::{Checked, NO_ERRORS, Rule};
+use super::{Checked, NO_ERRORS, Rule, TOO_SHORT};
 use crate::{
     analysis::Opened,
     doctor::{Cause, Ends, Finding, Severity, Shown, Snapshot, Stay, Thresholds, plural, share},
@@ -49,10 +49,13 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
         .map(|((_, service), to)| (to.failed(), service, to))
         .filter(|(failed, ..)| *failed >= thresholds.failed)
         .collect();
+    if found.is_empty() && snapshot.short {
+        return Err(TOO_SHORT);
+    }
     found.sort_by_key(|(failed, service, _)| (std::cmp::Reverse(*failed), *service));
     Ok(found
         .into_iter()
-        .map(|(failed, service, to)| finding(thresholds, failed, service, &to))
+        .map(|(failed, service, to)| finding(snapshot, thresholds, failed, service, &to))
         .collect())
 }
 
@@ -84,6 +87,7 @@ impl To<'_> {
 }
 
 fn finding(
+    snapshot: &Snapshot,
     thresholds: &Thresholds,
     failed: u64,
     service: Option<Endpoint>,
@@ -132,7 +136,7 @@ fn finding(
             "unreachable" => format!("{count} unreachable (EHOSTUNREACH, ENETUNREACH)"),
             "waiting" => format!(
                 "{count} not answered for {} s or more, and waiting still",
-                thresholds.stay
+                snapshot.stay
             ),
             _ => format!("{count} given up by the application"),
         };

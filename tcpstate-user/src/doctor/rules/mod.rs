@@ -76,6 +76,9 @@ const NO_ERRORS: &str = "the classic tracepoint tells no errors";
 /// Why nothing is known of what only the kernel counts.
 const NO_COUNTERS: &str = "the kernel's counters are not in recordings";
 
+/// Why nothing is known of what stays.
+const TOO_SHORT: &str = "what was watched is too short to see something stay for --stay seconds";
+
 /// Why nothing is known of minisockets.
 const UNOBSERVED: &str = "the life of TIME_WAIT was not observed";
 

@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 
-use super::{Checked, Rule};
+use super::{Checked, Rule, TOO_SHORT};
 use crate::doctor::{Cause, Finding, Severity, Snapshot, Stay, Thresholds, plural};
 
 pub const RULE: Rule = Rule {
@@ -28,10 +28,6 @@ pub const RULE: Rule = Rule {
 
 const STATES: [&str; 4] = ["fin_wait1", "fin_wait2", "closing", "last_ack"];
 
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "other rules cannot always be decided"
-)]
 fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
     let mut piles: IndexMap<(Option<u32>, &str), Vec<&Stay>> = IndexMap::default();
     for stay in &snapshot.stays {
@@ -47,18 +43,18 @@ fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> Checked {
             (sockets, netns, state, stays)
         })
         .collect();
+    if found.is_empty() && snapshot.short {
+        return Err(TOO_SHORT);
+    }
     found.sort_by_key(|(sockets, netns, state, _)| (std::cmp::Reverse(*sockets), *netns, *state));
     Ok(found
         .into_iter()
-        .map(|(sockets, netns, state, stays)| {
-            finding(snapshot, thresholds, (sockets, netns, state), &stays)
-        })
+        .map(|(sockets, netns, state, stays)| finding(snapshot, (sockets, netns, state), &stays))
         .collect())
 }
 
 fn finding(
     snapshot: &Snapshot,
-    thresholds: &Thresholds,
     (sockets, netns, state): (u64, Option<u32>, &str),
     stays: &[&Stay],
 ) -> Finding {
@@ -76,7 +72,7 @@ fn finding(
     finding.count(
         "sockets",
         sockets,
-        format!("{sockets} for {} s or more", thresholds.stay),
+        format!("{sockets} for {} s or more", snapshot.stay),
     );
     let ages = stays.iter().filter_map(|stay| stay.age);
     if let Some(oldest) = ages.max_by(f64::total_cmp) {
