@@ -21,8 +21,8 @@ use super::{
 use crate::{
     analysis::Tally,
     doctor::{
-        self, Diagnosis, Known, Namespace, NetCounters, Seen, Severity, Snapshot, Thresholds,
-        Watch, rules, thresholds::nanoseconds,
+        self, Diagnosis, Known, Looked, Namespace, NetCounters, Seen, Severity, Snapshot,
+        Thresholds, Watch, rules, thresholds::nanoseconds,
     },
     kernel::{self, NetStat},
     message,
@@ -124,7 +124,14 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
         let (before, after) = counters.end();
         add(&mut snapshot, before, after);
     }
-    let diagnosis = Diagnosis::of(&snapshot, thresholds);
+    let mut diagnosis = Diagnosis::of(&snapshot, thresholds);
+    diagnosis.look_at(&Looked {
+        from: args.recording.from.as_deref(),
+        since: args.recording.since.as_deref(),
+        until: args.recording.until.as_deref(),
+        skip_earlier: args.recording.skip_earlier,
+        netns: args.netns.as_deref(),
+    });
     let hooks = hooks.take();
     let text = if args.json {
         doctor::json(&diagnosis, &snapshot, &hooks)?

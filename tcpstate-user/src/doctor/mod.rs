@@ -9,6 +9,7 @@ mod counters;
 mod ends;
 mod finding;
 mod json;
+mod looked;
 pub mod rules;
 mod snapshot;
 mod text;
@@ -19,6 +20,7 @@ pub use binds::{FailedBind, Listens};
 pub use counters::NetCounters;
 pub use finding::{Cause, Evidence, Finding, Number, Process, Severity, Shown, Who, plural};
 pub use json::json;
+pub use looked::Looked;
 pub use rules::{Checked, Rule};
 pub use snapshot::{
     Closes, Ends, Namespace, Portless, Ports, Snapshot, Stay, Waits, real, share, whole,

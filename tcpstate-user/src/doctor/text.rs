@@ -161,7 +161,7 @@ fn of_finding(out: &mut Page, finding: &Finding, netns: Option<u32>, colour: boo
     }
     label = "more";
     for command in &finding.see {
-        // A command is copied as a whole.
+        // A command is copied as a whole; what is not ours in it is quoted.
         let _ = writeln!(out.text, "{label:INDENT$}{command}");
         label = "";
     }

@@ -1,7 +1,7 @@
 //! Names from strangers (processes, cgroups) made harmless: nothing in them can move a cursor, end a line, turn the
 //! direction of writing, or pass for a column of its own.
 
-use std::{borrow::Cow, fmt::Write as _, path::Path};
+use std::{borrow::Cow, ffi::OsStr, fmt::Write as _, os::unix::ffi::OsStrExt as _, path::Path};
 
 /// Characters that a terminal or a reader may act upon instead of showing them.
 #[must_use]
@@ -46,6 +46,30 @@ pub fn word(name: &str) -> Cow<'_, str> {
     escape(name, hostile, true)
 }
 
+/// A word of a command that a shell reads as exactly that; hostile bytes, and those that are no text, as bash, zsh and others have
+/// them (`$'\033'`).
+#[must_use]
+pub fn shell(word: &OsStr) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./,:=@%+".contains(byte);
+    let bytes = word.as_bytes();
+    match word.to_str() {
+        Some(text) if !bytes.is_empty() && bytes.iter().all(plain) => text.to_owned(),
+        Some(text) if !text.contains(is_hostile) => format!("'{}'", text.replace('\'', r"'\''")),
+        _ => {
+            let mut quoted = String::from("$'");
+            for byte in bytes {
+                match byte {
+                    b' '..=b'~' if !matches!(byte, b'\'' | b'\\') => quoted.push(char::from(*byte)),
+                    // Writing to a string does not fail.
+                    _ => drop(write!(quoted, "\\{byte:03o}")),
+                }
+            }
+            quoted.push('\'');
+            quoted
+        }
+    }
+}
+
 /// Spells out what is hostile; `exactly` so that what is read back is what was there.
 fn escape(name: &str, hostile: impl Fn(char) -> bool, exactly: bool) -> Cow<'_, str> {
     const ESCAPE: &str = "\\u{";
@@ -74,9 +98,9 @@ fn escape(name: &str, hostile: impl Fn(char) -> bool, exactly: bool) -> Cow<'_, 
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, process::Command};
 
-    use super::{message, path, sentence, text, word};
+    use super::{is_hostile, message, path, sentence, shell, text, word};
 
     #[test]
     fn hostile_characters_are_spelled_out() {
@@ -95,6 +119,32 @@ mod tests {
         let again = text("\u{1b}").into_owned();
         assert_eq!(message(&again), again);
         assert_eq!(sentence(&again), again);
+    }
+
+    #[test]
+    fn a_shell_reads_what_was_meant() {
+        let words: [&[u8]; 8] = [
+            b"incident.tcps",
+            b"",
+            b"two words",
+            b"it's; rm -rf $HOME `x` !\\",
+            "naïve 名".as_bytes(),
+            b"a\x1b[2J\n'\\7",
+            "\u{202e}evil".as_bytes(),
+            b"no text: \xff",
+        ];
+        for bytes in words {
+            let quoted = shell(OsStr::from_bytes(bytes));
+            assert!(!quoted.contains(is_hostile), "{quoted}");
+            let script = format!("printf %s. {quoted}");
+            let Ok(read) = Command::new("bash").args(["-c", &script]).output() else {
+                // No bash here.
+                continue;
+            };
+            assert_eq!(read.stdout, [bytes, b"."].concat(), "{quoted}");
+        }
+        assert_eq!(shell(OsStr::new("./a-1.tcps")), "./a-1.tcps");
+        assert_eq!(shell(OsStr::new("\x1b'")), r"$'\033\047'");
     }
 
     /// What `\u{...}` stands for.

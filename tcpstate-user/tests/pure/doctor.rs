@@ -1,6 +1,6 @@
 //! What the doctor says of the scene that the periodic views have too, without root.
 
-use std::rc::Rc;
+use std::{path::Path, process::Command, rc::Rc};
 
 use tcpstate_common::{
     record::{Call, TransitionRecord},
@@ -12,6 +12,7 @@ use tcpstate_user::{
 };
 
 use crate::{
+    exports::{Folder, lines, made_up, tcpstate},
     records::{MS, owned, record},
     reports::{HOOKS, Run},
     scene::{START, Sent, call, life, scene},
@@ -237,4 +238,62 @@ fn what_stays_is_bounded_by_what_was_recorded() {
     assert_eq!(told(None), (9.0, 1, 0));
     assert_eq!(told(Some(9.5)), (9.5, 1, 0));
     assert_eq!(told(Some(60.0)), (60.0, 0, 1));
+}
+
+/// Whoever named the file: a shell that is given a command from the findings reads that file, and does nothing else.
+#[test]
+fn commands_that_show_more_show_more_of_this_recording() {
+    let folder = Folder::new("doctor");
+    let file = folder.recording("it's \u{1b}[2J $(touch x)\n.tcps", &made_up(0));
+    let all = [
+        "doctor",
+        "--from",
+        &file,
+        "--until",
+        "+1h",
+        "--many-time-waits",
+        "1",
+        "--closes",
+        "1",
+        "--failed",
+        "1",
+    ];
+    let printed = tcpstate(&all);
+    let printed = String::from_utf8(printed.stdout).expect("UTF-8");
+    assert!(
+        printed.chars().all(|one| one == '\n' || !one.is_control()),
+        "{printed}"
+    );
+    let json = tcpstate(&[&all[..], &["-j"]].concat());
+    let findings = lines(&String::from_utf8(json.stdout).expect("UTF-8"));
+    let see = findings
+        .iter()
+        .filter_map(|finding| finding["see"].as_array())
+        .flatten();
+    let commands: Vec<_> = see.filter_map(|command| command.as_str()).collect();
+    assert!(commands.len() > 3, "{findings:?}");
+    for command in commands {
+        assert!(printed.contains(command), "{command}");
+        if command.starts_with("tcpstate doctor ") {
+            continue;
+        }
+        assert!(command.contains(" --until +1h"), "{command}");
+        // Without what reads it.
+        let view = command.split(" | ").next().unwrap_or_default();
+        let binary = Path::new(env!("CARGO_BIN_EXE_tcpstate"));
+        let read = Command::new("bash")
+            .args(["-c", view])
+            .env("PATH", binary.parent().expect("a folder"))
+            .output();
+        let Ok(read) = read else {
+            eprintln!("SKIPPED: there is no bash to read commands");
+            return;
+        };
+        let message = String::from_utf8_lossy(&read.stderr);
+        assert!(
+            matches!(read.status.code(), Some(0 | 1)),
+            "{view}: {message}"
+        );
+        assert!(!read.stdout.is_empty(), "{view}: {message}");
+    }
 }

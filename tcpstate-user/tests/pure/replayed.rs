@@ -518,7 +518,9 @@ fn nothing_is_cut_where_there_is_room() {
     }
     let longest = |columns| {
         let diagnosis = show(columns, &["doctor"]);
-        diagnosis.lines().map(|line| line.chars().count()).max()
+        // A command is as long as the name of the file.
+        let lines = diagnosis.lines().filter(|line| !line.contains("--from "));
+        lines.map(|line| line.chars().count()).max()
     };
     assert!(longest(None).is_some_and(|longest| longest <= 80));
     assert!(longest(Some("95")).is_some_and(|longest| (81..=95).contains(&longest)));

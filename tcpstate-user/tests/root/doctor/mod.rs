@@ -70,6 +70,8 @@ fn comparable(mut findings: Vec<Value>) -> Vec<Value> {
     for finding in &mut findings {
         let evidence = finding["evidence"].as_array_mut().expect("a list");
         evidence.retain(|one| !COUNTED.contains(&text(&one["name"])));
+        // Each looks at what it has looked at.
+        finding["see"] = Value::Null;
         if finding["rule"] == "reset" {
             // How bad it is, a counter tells.
             for field in ["severity", "matters"] {
