@@ -94,7 +94,7 @@ pub fn room() -> usize {
 }
 
 /// Shows a line on the terminal until something else is said, as far as there is room. Whoever calls this has seen that there is a
-/// terminal.
+/// terminal that takes control sequences.
 pub fn show(line: fmt::Arguments<'_>) {
     PASSING.store(true, Ordering::Relaxed);
     let line: String = line.to_string().chars().take(room()).collect();

@@ -1,10 +1,11 @@
 //! How long a watch that shows nothing meanwhile goes on, on a terminal.
 
 use std::{
-    io::{self, IsTerminal as _},
+    io,
     time::{Duration, Instant},
 };
 
+use super::terminal;
 use crate::message;
 
 /// How often it is shown.
@@ -25,7 +26,7 @@ impl Countdown {
         let now = Instant::now();
         Self {
             end: duration.and_then(|duration| now.checked_add(duration)),
-            next: (!shown && io::stderr().is_terminal()).then_some(now),
+            next: (!shown && terminal::is_able(&io::stderr())).then_some(now),
         }
     }
 

@@ -1,11 +1,6 @@
 //! `tcpstate doctor`.
 
-use std::{
-    cell::RefCell,
-    io::{self, IsTerminal as _},
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::RefCell, io, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args as ClapArgs;
@@ -16,6 +11,7 @@ use super::{
     live, output,
     record::RecordingArgs,
     shape::{Conditions, Periodic, Shape},
+    terminal,
     values::duration,
 };
 use crate::{
@@ -39,7 +35,7 @@ found, worst first:
                        and what that would do with these numbers
   not more             what not to do; commands that show more
 Every threshold is a flag. What only the kernel's counters tell is not known from a \
-recording.
+recording. Colours are for terminals, unless NO_COLOR is set.
 
 Exit code: 0 nothing is high; 1 something is; 2 it could not look.
 
@@ -136,7 +132,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     let text = if args.json {
         doctor::json(&diagnosis, &snapshot, &hooks)?
     } else {
-        let colour = io::stdout().is_terminal();
+        let colour = terminal::has_colours(&io::stdout());
         doctor::text(&diagnosis, &snapshot, &hooks, columns(), colour).into_bytes()
     };
     print(&text)?;

@@ -18,6 +18,7 @@ mod record;
 mod replay;
 mod shape;
 mod states;
+mod terminal;
 mod timewait;
 mod values;
 mod view;

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::args::OutputArgs;
+use super::{args::OutputArgs, terminal};
 use crate::message;
 
 /// What takes no longer needs no progress; it also tells a time that is left only then.
@@ -34,7 +34,7 @@ impl Progress {
     /// writes there, it would mix with the bar.
     pub fn new(total: u64, rows: bool, args: &OutputArgs) -> Self {
         let apart = args.output.is_some() || is_file();
-        let shown = io::stderr().is_terminal() && (apart || !rows);
+        let shown = terminal::is_able(&io::stderr()) && (apart || !rows);
         let began = Instant::now();
         Self {
             began,

@@ -13,6 +13,7 @@ use tcpstate_user::{
 
 use crate::{
     exports::{Folder, lines, made_up, tcpstate},
+    pty,
     records::{MS, owned, record},
     reports::{HOOKS, Run},
     scene::{START, Sent, call, life, scene},
@@ -295,5 +296,33 @@ fn commands_that_show_more_show_more_of_this_recording() {
             "{view}: {message}"
         );
         assert!(!read.stdout.is_empty(), "{view}: {message}");
+    }
+}
+
+#[test]
+fn colours_are_for_those_who_want_them() {
+    let recording = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/fixtures/recordings/format-1.tcps"
+    );
+    for (term, no_color, coloured) in [
+        (Some("xterm"), None, true),
+        (Some("xterm"), Some(""), true),
+        (Some("xterm"), Some("1"), false),
+        (Some("dumb"), None, false),
+        (None, None, false),
+    ] {
+        let mut doctor = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
+        doctor.args(["doctor", "--many-time-waits", "0", "--from", recording]);
+        doctor.env_remove("TERM").env_remove("NO_COLOR");
+        doctor.envs(term.map(|term| ("TERM", term)));
+        doctor.envs(no_color.map(|no_color| ("NO_COLOR", no_color)));
+        let shown = pty::shown(doctor);
+        assert!(shown.contains("# 0 high"), "{shown}");
+        assert_eq!(
+            shown.contains('\x1b'),
+            coloured,
+            "{term:?} {no_color:?}: {shown}"
+        );
     }
 }

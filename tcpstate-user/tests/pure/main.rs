@@ -25,6 +25,7 @@ mod output;
 mod parts;
 mod poll;
 mod properties;
+mod pty;
 mod recorder;
 mod recordings;
 mod records;

@@ -22,6 +22,8 @@ mod overflow;
 mod peer;
 mod poll;
 mod probe;
+#[path = "../pure/pty.rs"]
+mod pty;
 mod python;
 mod recording;
 mod recordings;

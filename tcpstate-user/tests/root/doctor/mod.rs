@@ -22,6 +22,7 @@ use serde_json::Value;
 
 use crate::{
     folder::Folder,
+    pty,
     support::{Printed, Tool, own_netns, skipped, start, sysctl, text},
 };
 
@@ -163,6 +164,29 @@ fn serve(port: u16, reuse: bool) -> nix::Result<OwnedFd> {
     bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port))?;
     listen(&socket, Backlog::MAXCONN)?;
     Ok(socket)
+}
+
+/// How long it goes on is shown where a line can be taken away again.
+#[test]
+fn the_countdown_is_for_terminals_that_can_erase() {
+    const TEST: &str = "the_countdown_is_for_terminals_that_can_erase";
+    if skipped(TEST) {
+        return;
+    }
+    if !Path::new("/dev/pts/ptmx").exists() {
+        eprintln!("SKIPPED {TEST}: no terminals can be made here");
+        return;
+    }
+    own_netns();
+    for (term, able) in [("xterm", true), ("dumb", false)] {
+        let mut doctor = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
+        doctor.args(["doctor", "--netns", "self", "--for", "0.5"]);
+        doctor.env("TERM", term).env("NO_COLOR", "1");
+        let shown = pty::shown(doctor);
+        assert!(shown.contains(" high, "), "{shown}");
+        assert_eq!(shown.contains("\x1b[K"), able, "{shown:?}");
+        assert_eq!(shown.contains("watching: "), able, "{shown:?}");
+    }
 }
 
 #[test]
