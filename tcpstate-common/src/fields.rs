@@ -92,7 +92,8 @@ const EXISTING: &str = "sockets that were there before";
 const SCAN: &str = "the processes of sockets that were there before";
 const NETNS_GONE: &str =
     "that a TIME_WAIT ends with its network namespace, with fentry and kprobes on some kernels";
-const CALLS: &str = "who accepts, and bind() that fails (--syscalls)";
+/// Lost without the fields that only the program for system calls reads.
+pub const CALLS: &str = "who accepts, and bind() that fails (--syscalls)";
 const LISTENER: &str = "a passive connection has no owner before its process uses it";
 
 fields! {

@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, error::Error, fs};
 
 use tcpstate_common::fields::{ABSENT, Field, Need, Offsets};
-use tcpstate_user::kernel::btf::{
-    Btf, BtfError, FieldError, FieldLocation, KERNEL_BTF, resolve_offsets,
+use tcpstate_user::kernel::{
+    Missing,
+    btf::{Btf, BtfError, FieldError, FieldLocation, KERNEL_BTF, resolve_offsets},
 };
 
 type TestResult = Result<(), Box<dyn Error>>;
@@ -728,6 +729,20 @@ fn each_need_is_honoured() -> TestResult {
     assert_eq!(names_missing(&kernel_without(&both))?, both);
     let some = kernel_without(&["cgroup", "file_ref", "uid"]);
     assert_eq!(names_missing(&some)?, ["uid", "cgroup"]);
+    Ok(())
+}
+
+/// As on processors other than x86-64, whose registers have other names.
+#[test]
+fn fields_of_system_calls_are_no_loss_for_others() -> TestResult {
+    let registers = ["task_status", "call_number", "call_fd", "call_address"];
+    let names = [&registers[..], &["uid"]].concat();
+    let bytes = kernel_without(&names);
+    let (_, lacking) = resolve_offsets(&Btf::parse(&bytes)?)?;
+    assert_eq!(lacking.len(), 5);
+    let lost = Missing::by_fields(&lacking);
+    let lost: Vec<_> = lost.iter().map(|one| (&*one.loses, &*one.what)).collect();
+    assert_eq!(lost, [("user ids", "sock.sk_uid: no such member: sk_uid")]);
     Ok(())
 }
 

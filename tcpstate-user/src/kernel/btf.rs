@@ -6,7 +6,9 @@
 //! understood as finding a member takes. A wrong offset would go unnoticed as long as it lies inside the struct, so a
 //! field counts as found only if its size is the expected one and every definition of its struct agrees.
 
-use tcpstate_common::fields::{ABSENT, Field, Need, Offsets};
+use std::fmt;
+
+use tcpstate_common::fields::{ABSENT, CALLS, Field, Need, Offsets};
 
 /// The BTF of the running kernel.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -145,6 +147,23 @@ pub struct MissingField {
     pub reason: FieldError,
     /// What does not work because of it.
     pub lost: &'static str,
+}
+
+impl MissingField {
+    /// Whether only the program for system calls reads it: without `--syscalls` nothing is lost.
+    #[must_use]
+    pub fn is_for_calls(&self) -> bool {
+        self.lost == CALLS
+    }
+}
+
+impl fmt::Display for MissingField {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Field {
+            container, path, ..
+        } = self.field;
+        write!(out, "{container}.{path}: {}", self.reason)
+    }
 }
 
 /// Where a field is.

@@ -1,9 +1,8 @@
 //! The hook at the end of system calls, for who asks for it (`--syscalls`).
 
 use aya::{Btf, Ebpf, programs::BtfTracePoint};
-use tcpstate_common::fields::ABSENT;
 
-use super::{observer::program, plan::Plan, refusal::reason};
+use super::{btf::MissingField, observer::program, plan::Plan, refusal::reason};
 
 /// Its program, and its name for people.
 pub(super) const PROGRAM: &str = "call";
@@ -49,30 +48,64 @@ const fn number(number: libc::c_long) -> u32 {
 pub(super) fn attach(ebpf: &mut Ebpf, plan: &Plan, kernel_types: &Btf) -> Result<(), String> {
     // The registers that arguments are in are known to the kernel side.
     if !cfg!(target_arch = "x86_64") {
-        return Err("its program is built for x86-64".to_owned());
+        return Err("it is for x86-64 only".to_owned());
     }
-    let offsets = &plan.offsets;
-    let needed = [
-        offsets.call_number,
-        offsets.call_fd,
-        offsets.call_address,
-        offsets.task_status,
-        offsets.task_files,
-        offsets.files_table,
-        offsets.table_size,
-        offsets.table_files,
-        offsets.file_socket,
-        offsets.socket_sock,
-        offsets.socket_file,
-    ];
-    if needed.contains(&ABSENT) {
-        return Err("fields are missing that lead from a call to its socket".to_owned());
-    }
+    fields(&plan.lacking)?;
     load(ebpf, kernel_types).map_err(|error| format!("{TRACEPOINT}: {}", reason(&error)))
+}
+
+/// Whether the kernel has the fields that lead from a call to its socket.
+fn fields(lacking: &[MissingField]) -> Result<(), String> {
+    let needed = |lack: &&MissingField| lack.is_for_calls() || lack.field.name == "socket_file";
+    let lacking: Vec<_> = lacking
+        .iter()
+        .filter(needed)
+        .map(MissingField::to_string)
+        .collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    Err(format!("this kernel has no {}", lacking.join(", ")))
 }
 
 fn load(ebpf: &mut Ebpf, kernel_types: &Btf) -> Result<(), aya::programs::ProgramError> {
     let program = program::<BtfTracePoint>(ebpf, PROGRAM)?;
     program.load(TRACEPOINT, kernel_types)?;
     program.attach().map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use tcpstate_common::fields::{Need, Offsets};
+
+    use super::fields;
+    use crate::kernel::btf::{FieldError, MissingField};
+
+    /// A kernel without these fields.
+    fn without(names: &[&str]) -> Vec<MissingField> {
+        Offsets::FIELDS
+            .iter()
+            .filter(|field| names.contains(&field.name))
+            .map(|field| MissingField {
+                field: *field,
+                reason: FieldError::NoStruct,
+                lost: match field.need {
+                    Need::Required => "",
+                    Need::Optional(lost) | Need::OneOf(lost) => lost,
+                },
+            })
+            .collect()
+    }
+
+    #[test]
+    fn fields_that_calls_need_are_named_at_once() {
+        assert_eq!(fields(&without(&["uid", "file_count"])), Ok(()));
+        assert_eq!(
+            fields(&without(&["uid", "socket_file", "table_size"])),
+            Err(
+                "this kernel has no socket.file: no such struct, fdtable.max_fds: no such struct"
+                    .to_owned()
+            )
+        );
+    }
 }

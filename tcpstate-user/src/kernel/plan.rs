@@ -14,7 +14,7 @@ use tcpstate_common::{
 };
 
 use super::{
-    btf,
+    btf::{self, MissingField},
     call::{self, CallRequest},
     existing, format,
     load::{
@@ -94,6 +94,22 @@ pub struct Missing {
     pub loses: String,
 }
 
+impl Missing {
+    /// What is lost by fields that the kernel does not have, whatever is asked for: those of system calls are looked at where
+    /// these are wanted.
+    #[must_use]
+    pub fn by_fields(lacking: &[MissingField]) -> Vec<Self> {
+        lacking
+            .iter()
+            .filter(|lack| !lack.is_for_calls())
+            .map(|lack| Self {
+                what: lack.to_string(),
+                loses: lack.lost.to_owned(),
+            })
+            .collect()
+    }
+}
+
 /// A hook with everything that is needed to use it on this kernel.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -109,6 +125,8 @@ pub struct Plan {
     pub callers: Callers,
     /// What will not be known.
     pub missing: Vec<Missing>,
+    /// Fields that this kernel does not have.
+    pub(super) lacking: Vec<MissingField>,
     pub(super) offsets: Offsets,
     pub(super) format: Format,
     pub(super) cookie_helper: bool,
@@ -248,17 +266,7 @@ fn begin_btf() -> Result<(Plan, Btf), String> {
     })?;
     let parsed =
         btf::Btf::parse(&bytes).map_err(|error| format!("{}: {error}", btf::KERNEL_BTF))?;
-    let (offsets, missing) = btf::resolve_offsets(&parsed).map_err(|error| error.to_string())?;
-    let missing = missing
-        .iter()
-        .map(|field| Missing {
-            what: format!(
-                "{}.{}: {}",
-                field.field.container, field.field.path, field.reason
-            ),
-            loses: field.lost.to_owned(),
-        })
-        .collect();
+    let (offsets, lacking) = btf::resolve_offsets(&parsed).map_err(|error| error.to_string())?;
     let kernel_types =
         Btf::from_sys_fs().map_err(|error| format!("{}: {error}", btf::KERNEL_BTF))?;
 
@@ -269,7 +277,8 @@ fn begin_btf() -> Result<(Plan, Btf), String> {
         refused: Vec::new(),
         calls: false,
         callers: Callers::default(),
-        missing,
+        missing: Missing::by_fields(&lacking),
+        lacking,
         offsets,
         format: Format::absent(),
         cookie_helper,
@@ -433,6 +442,7 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
                 loses: (*loses).to_owned(),
             })
             .collect(),
+        lacking: Vec::new(),
         offsets: Offsets::absent(),
         format: format::read().map_err(|error| error.to_string())?,
         cookie_helper: false,

@@ -4,7 +4,7 @@ use std::{error::Error, fmt};
 
 use aya::{maps::MapType, programs::ProgramError, sys::is_map_supported};
 
-use super::{capability, observer::TimeWaitRequest, plan::Hook};
+use super::{call, capability, observer::TimeWaitRequest, plan::Hook};
 
 /// How trying a hook went.
 #[derive(Debug)]
@@ -37,8 +37,9 @@ impl fmt::Display for Refused {
         } else if missing.is_empty() && self.calls {
             return write!(
                 out,
-                "--syscalls does not work here: {}; leave it out",
-                self.first_reason()
+                "--syscalls does not work here: {}; leave it out (lost then: {})",
+                self.first_reason(),
+                call::LOSES
             );
         } else if let (true, TimeWaitRequest::Only(observer)) = (missing.is_empty(), self.timewait)
         {
