@@ -29,7 +29,7 @@ use crate::{
     clock::{self, Clock},
     filter::Filter,
     kernel::{
-        self, Attached, Cgroups, Hook, Missing, Reader, Request, TimeWaitHook, Tracer,
+        self, Attached, Cgroups, Hook, Missing, Plan, Reader, Request, TimeWaitHook, Tracer,
         default_buffer, drop_privileges, hurry,
     },
     message::say,
@@ -96,9 +96,7 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
         .context("cannot start the event loop")?
         .block_on(async {
             let tracer = Tracer::new(attached)?;
-            for missing in &tracer.plan().missing {
-                warn(missing);
-            }
+            warn_of(tracer.plan(), request.hook);
             let sink = sink(args, &shape, target, &header)?;
             let counted = matches!(shape, Shape::Reports(_)) && shape.is_silent();
             let countdown = Countdown::new(args.duration, !counted);
@@ -158,9 +156,26 @@ pub fn check(filter: &Filter, hook: Hook) -> Result<()> {
 /// Says what is not known.
 pub fn warn(missing: &Missing) {
     say(format_args!(
-        "warning: {} lost, since there is no {}",
+        "warning: lost: {} (no {})",
         missing.loses, missing.what
     ));
+}
+
+/// Says what the hooks do not tell; `only` is the one that was asked for.
+fn warn_of(plan: &Plan, only: Option<Hook>) {
+    if plan.hook == Hook::BtfTracepoint {
+        plan.missing.iter().for_each(warn);
+        return;
+    }
+    // All of it for one reason.
+    let why = if only.is_some() {
+        "the classic tracepoint does not tell:"
+    } else {
+        "no BTF tracepoint here, and the classic one does not tell:"
+    };
+    let losses = plan.missing.iter().map(|missing| &*missing.loses);
+    let losses: Vec<_> = losses.collect();
+    say(format_args!("warning: {why}\n  {}", losses.join("\n  ")));
 }
 
 async fn follow(

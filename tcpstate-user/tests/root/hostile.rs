@@ -170,10 +170,19 @@ fn without_btf_the_classic_tracepoint_is_used_and_the_loss_announced() {
     assert!(message.contains("by classic tracepoint"), "{message}");
     assert!(
         message.contains(
-            "warning: processes: no event says whose it is lost, since there is no BTF tracepoint"
+            "warning: no BTF tracepoint here, and the classic one does not tell:\n  \
+             processes: no event says whose it is\n  user ids, "
         ),
         "{message}"
     );
+    assert_eq!(message.matches("warning").count(), 1, "{message}");
+    let mut asked_for = tcpstate(&["trace", "--hook", "classic", "--duration", "0.2", "-L", "1"]);
+    let message = String::from_utf8_lossy(&run(&mut asked_for).stderr).into_owned();
+    assert!(
+        message.contains("warning: the classic tracepoint does not tell:\n"),
+        "{message}"
+    );
+    assert!(!message.contains("no BTF tracepoint"), "{message}");
     let message = refused(&mut tcpstate(&["trace", "--hook", "btf"]));
     assert!(message.contains("/sys/kernel/btf/vmlinux"), "{message}");
     let message = refused(&mut tcpstate(&["trace", "--netns", "self"]));
