@@ -10,7 +10,13 @@ use tcpstate_common::fields::{Field, Format};
 /// Why the classic tracepoint cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
-    /// tracefs is not mounted, or the kernel has no such tracepoint.
+    /// No tracefs.
+    #[error(
+        "tracefs is mounted neither at {} nor at {}: `mount -t tracefs nodev {}`",
+        ROOTS[0], ROOTS[1], ROOTS[0]
+    )]
+    NotMounted,
+    /// The kernel has no such tracepoint, or we may not look.
     #[error(
         "{path}: {error}; mount tracefs (`mount -t tracefs nodev /sys/kernel/tracing`), or this kernel lacks the \
          tracepoint (Linux 4.16 and later have it)"
@@ -41,6 +47,9 @@ const TRACEPOINT: &str = "events/sock/inet_sock_set_state/format";
 /// # Errors
 /// If the file cannot be read, or does not say what we need.
 pub fn read() -> Result<Format, FormatError> {
+    if fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| !has_tracefs(&mounts)) {
+        return Err(FormatError::NotMounted);
+    }
     let path = ROOTS
         .iter()
         .map(|root| Path::new(root).join(TRACEPOINT))
@@ -49,6 +58,12 @@ pub fn read() -> Result<Format, FormatError> {
     let text =
         fs::read_to_string(&path).map_err(|error| FormatError::Unreadable { path, error })?;
     parse(&text)
+}
+
+/// A line reads `device place type options 0 0`. The one below debugfs is mounted when somebody looks there.
+fn has_tracefs(mounts: &str) -> bool {
+    let mut kinds = mounts.lines().filter_map(|line| line.split(' ').nth(2));
+    kinds.any(|kind| matches!(kind, "tracefs" | "debugfs"))
 }
 
 fn parse(text: &str) -> Result<Format, FormatError> {
@@ -85,7 +100,7 @@ fn find(text: &str, field: &Field) -> Result<u32, FormatError> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{has_tracefs, parse};
 
     const LINUX_6_18: &str = include_str!("../../tests/fixtures/format/6.18.txt");
 
@@ -102,6 +117,14 @@ mod tests {
             ]
         });
         assert!(matches!(format, Ok([8, 16, 20, 24, 26, 56])));
+    }
+
+    #[test]
+    fn tracefs_is_looked_for_by_its_type() {
+        let others = "nodev /proc proc rw 0 0\nnodev /mnt/tracefs tmpfs rw 0 0\n";
+        assert!(!has_tracefs(others));
+        let mounted = format!("{others}nodev /sys/kernel/tracing tracefs rw 0 0\n");
+        assert!(has_tracefs(&mounted));
     }
 
     #[test]

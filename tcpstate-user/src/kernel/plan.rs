@@ -51,6 +51,15 @@ impl Hook {
         }
     }
 
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::BtfTracepoint => "btf",
+            Self::Tracepoint => "classic",
+        }
+    }
+
     /// What is lost by using this hook instead of the best one.
     #[must_use]
     pub const fn loses(self) -> &'static [&'static str] {
@@ -238,6 +247,7 @@ pub fn attach(request: &Request, attempts: &mut Vec<Attempt>) -> Result<Attached
     }
     Err(Refused {
         attempts: std::mem::take(attempts),
+        hook: request.hook,
         timewait: request.timewait,
         calls: request.calls == CallRequest::Must,
     })

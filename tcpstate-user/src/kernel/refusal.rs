@@ -19,6 +19,8 @@ pub struct Attempt {
 #[derive(Debug)]
 pub struct Refused {
     pub(super) attempts: Vec<Attempt>,
+    /// The one that was asked for.
+    pub(super) hook: Option<Hook>,
     pub(super) timewait: TimeWaitRequest,
     /// System calls were to be watched.
     pub(super) calls: bool,
@@ -47,6 +49,13 @@ impl fmt::Display for Refused {
                 out,
                 "--timewait {} does not work here: {}; --timewait auto takes what does",
                 observer.word(),
+                self.first_reason()
+            );
+        } else if let (true, Some(hook)) = (missing.is_empty(), self.hook) {
+            return write!(
+                out,
+                "--hook {} does not work here: {}; --hook auto takes what does",
+                hook.word(),
                 self.first_reason()
             );
         } else if missing.is_empty() {

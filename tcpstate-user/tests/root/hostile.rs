@@ -216,6 +216,33 @@ fn without_btf_and_tracepoint_there_is_one_clear_refusal() {
 }
 
 #[test]
+fn a_hook_that_was_asked_for_is_refused_with_its_own_reason() {
+    if skipped("a_hook_that_was_asked_for_is_refused_with_its_own_reason") {
+        return;
+    }
+    tracefs();
+    let message = refused(&mut tcpstate(&[
+        "trace", "--hook", "classic", "--netns", "self",
+    ]));
+    for part in [
+        "--hook classic does not work here: it does not know network namespaces",
+        "--hook auto takes what does",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+    hide(&["/sys/kernel/tracing", "/sys/kernel/debug"]);
+    let message = refused(&mut tcpstate(&["trace", "--hook", "classic"]));
+    for part in [
+        "--hook classic does not work here: ",
+        "mount -t tracefs",
+        "--hook auto takes what does",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(!message.contains("5.8"), "{message}");
+}
+
+#[test]
 fn a_closed_pipe_ends_quietly() {
     if skipped("a_closed_pipe_ends_quietly") {
         return;
