@@ -18,6 +18,13 @@ pub fn missing() -> Vec<&'static str> {
         .unwrap_or_default()
 }
 
+/// The same in words, by which to tell why nothing works; none if nothing is missing.
+#[must_use]
+pub fn lacking() -> Option<String> {
+    let missing = missing();
+    (!missing.is_empty()).then(|| format!("{} missing", missing.join(" and ")))
+}
+
 /// How the kernel is locked down (`integrity`, `confidentiality`); none if it is not, or does not tell.
 #[must_use]
 pub fn lockdown() -> Option<String> {

@@ -16,7 +16,7 @@ use tcpstate_common::{
 use super::{
     btf::{self, MissingField},
     call::{self, CallRequest},
-    existing, format,
+    capability, existing, format,
     load::{
         CLASSIC, Loaded, Prepared, TRANSITION, attach_btf, attach_classic, load, load_btf,
         load_classic,
@@ -266,6 +266,11 @@ fn try_btf(request: &Request) -> Result<Attached, String> {
     })
 }
 
+/// Without capabilities the kernel refuses whatever is tried first, and that is not why.
+fn permitted() -> Result<(), String> {
+    capability::lacking().map_or(Ok(()), Err)
+}
+
 /// What is known of the BTF tracepoint without trying it.
 fn begin_btf() -> Result<(Plan, Btf), String> {
     let bytes = fs::read(btf::KERNEL_BTF).map_err(|error| {
@@ -279,6 +284,7 @@ fn begin_btf() -> Result<(Plan, Btf), String> {
     let (offsets, lacking) = btf::resolve_offsets(&parsed).map_err(|error| error.to_string())?;
     let kernel_types =
         Btf::from_sys_fs().map_err(|error| format!("{}: {error}", btf::KERNEL_BTF))?;
+    permitted()?;
 
     let cookie_helper = Helper::SocketCookie.is_permitted(&kernel_types);
     let mut plan = Plan {
@@ -438,6 +444,7 @@ fn try_classic(request: &Request) -> Result<Attached, String> {
     if filter.netns != 0 || filter.netns_cookie != 0 {
         return Err("it does not know network namespaces, so --netns cannot be used".to_owned());
     }
+    permitted()?;
     let plan = Plan {
         hook: Hook::Tracepoint,
         timewait: None,

@@ -28,7 +28,7 @@ pub struct Refused {
 
 impl fmt::Display for Refused {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let missing = capability::missing();
+        let lacking = capability::lacking();
         let lockdown = capability::lockdown().filter(|state| capability::forbids_reading(state));
         if let Some(lockdown) = &lockdown {
             write!(
@@ -36,47 +36,48 @@ impl fmt::Display for Refused {
                 "this kernel is locked down ({lockdown}): programs may not read its memory, so no hook for TCP state \
                  transitions can be used; start it with another lockdown= or none"
             )?;
-        } else if missing.is_empty() && self.calls {
+        } else if let Some(lacking) = &lacking {
+            write!(
+                out,
+                "not permitted to load eBPF programs: {lacking}; run as root (sudo), or give the binary the \
+                 capabilities: setcap cap_bpf,cap_perfmon=ep",
+            )?;
+        } else if self.calls {
             return write!(
                 out,
                 "--syscalls does not work here: {}; leave it out (lost then: {})",
                 self.first_reason(),
                 call::LOSES
             );
-        } else if let (true, TimeWaitRequest::Only(observer)) = (missing.is_empty(), self.timewait)
-        {
+        } else if let TimeWaitRequest::Only(observer) = self.timewait {
             return write!(
                 out,
                 "--timewait {} does not work here: {}; --timewait auto takes what does",
                 observer.word(),
                 self.first_reason()
             );
-        } else if let (true, Some(hook)) = (missing.is_empty(), self.hook) {
+        } else if let Some(hook) = self.hook {
             return write!(
                 out,
                 "--hook {} does not work here: {}; --hook auto takes what does",
                 hook.word(),
                 self.first_reason()
             );
-        } else if missing.is_empty() {
+        } else {
             write!(
                 out,
                 "this kernel lets us use no hook for TCP state transitions"
             )?;
-        } else {
-            write!(
-                out,
-                "not permitted to load eBPF programs: {} missing; run as root (sudo), or give the binary the \
-                 capabilities: setcap cap_bpf,cap_perfmon=ep",
-                missing.join(" and "),
-            )?;
         }
         for Attempt { hook, outcome } in &self.attempts {
-            if let Err(why) = outcome {
+            // What is said already is not said of each hook.
+            if let Err(why) = outcome
+                && (lockdown.is_some() || Some(why) != lacking.as_ref())
+            {
                 write!(out, "\n  {}: {why}", hook.label())?;
             }
         }
-        if missing.is_empty() && lockdown.is_none() {
+        if lacking.is_none() && lockdown.is_none() {
             write!(
                 out,
                 "\nLinux 5.8 or later is needed; `tcpstate probe` shows what this one has"

@@ -68,6 +68,11 @@ fn without_privileges_it_says_which_are_missing() {
         report.contains("CAP_BPF and CAP_PERFMON missing"),
         "{report}"
     );
+    let because = |line: &&str| line.trim_start().starts_with("because ");
+    for reason in report.lines().filter(because) {
+        let true_one = ["CAP_BPF and CAP_PERFMON missing", "/sys/kernel/btf/vmlinux"];
+        assert!(true_one.iter().any(|one| reason.contains(one)), "{reason}");
+    }
 }
 
 /// Before Linux 5.11 maps count as locked memory, which only root may have more of.
