@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     fmt,
     io::{self, Write as _},
+    iter,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -93,6 +94,34 @@ pub fn room() -> usize {
     })
 }
 
+/// Breaks a line that is longer than so many columns between words. It goes on below its text, which begins at the margin or behind
+/// a label and two blanks.
+#[must_use]
+pub fn fold(line: &str, columns: usize) -> String {
+    let text = line.rfind("  ").map_or(0, |blanks| blanks + 2);
+    let margin = line.len() - line.trim_start().len();
+    let text = if text > columns / 2 { margin } else { text };
+    let indent = text + 2;
+    let (label, text) = line.split_at(text);
+    let mut out = label.to_owned();
+    let mut width = label.chars().count();
+    for (index, word) in text.split(' ').enumerate() {
+        let length = word.chars().count();
+        if index > 0 && width + 1 + length > columns {
+            out.truncate(out.trim_end().len());
+            out.push('\n');
+            out.extend(iter::repeat_n(' ', indent));
+            width = indent;
+        } else if index > 0 {
+            out.push(' ');
+            width += 1;
+        }
+        out.push_str(word);
+        width += length;
+    }
+    out
+}
+
 /// Shows a line on the terminal until something else is said, as far as there is room. Whoever calls this has seen that there is a
 /// terminal that takes control sequences.
 pub fn show(line: fmt::Arguments<'_>) {
@@ -114,7 +143,30 @@ pub fn erase() {
 
 #[cfg(test)]
 mod tests {
-    use super::{overhear, print, say};
+    use super::{fold, overhear, print, say};
+
+    #[test]
+    fn a_line_is_broken_between_words_and_goes_on_below_its_text() {
+        assert_eq!(fold("  nothing", 20), "  nothing");
+        assert_eq!(
+            fold("  nothing is lost here", 20),
+            "  nothing is lost\n    here"
+        );
+        assert_eq!(
+            fold("kernel  Linux 6.18.44 of today", 24),
+            "kernel  Linux 6.18.44 of\n          today"
+        );
+        assert_eq!(
+            fold("    because a-word-that-is-too-long", 20),
+            "    because\n      a-word-that-is-too-long"
+        );
+        // No label, but blanks within the text.
+        assert_eq!(
+            fold("  0: (79) r1 = r0  ; R1=scalar()", 20),
+            "  0: (79) r1 = r0  ;\n    R1=scalar()"
+        );
+        assert_eq!(fold("  as wide as it is", usize::MAX), "  as wide as it is");
+    }
 
     #[test]
     fn what_a_thread_says_and_prints() {

@@ -32,7 +32,7 @@ use crate::{
         self, Attached, Cgroups, Hook, Missing, Plan, Reader, Request, TimeWaitHook, Tracer,
         default_buffer, drop_privileges, hurry,
     },
-    message::say,
+    message::{fold, room, say},
     recording::Header,
     sink::{Sink, Summary, seconds},
 };
@@ -173,9 +173,9 @@ fn warn_of(plan: &Plan, only: Option<Hook>) {
     } else {
         "no BTF tracepoint here, and the classic one does not tell:"
     };
-    let losses = plan.missing.iter().map(|missing| &*missing.loses);
-    let losses: Vec<_> = losses.collect();
-    say(format_args!("warning: {why}\n  {}", losses.join("\n  ")));
+    let one = |missing: &Missing| fold(&format!("  {}", missing.loses), room());
+    let losses: Vec<_> = plan.missing.iter().map(one).collect();
+    say(format_args!("warning: {why}\n{}", losses.join("\n")));
 }
 
 async fn follow(
@@ -192,8 +192,8 @@ async fn follow(
         .duration
         .and_then(|duration| tokio::time::Instant::now().checked_add(duration));
     let mut losses = Losses::new(tracer.start());
-    let hooks = tracer.plan().hooks().join(", ");
-    say(format_args!("tracing TCP states by {hooks}; Ctrl-C ends"));
+    let hooks = tracer.plan().words().join(", ");
+    say(format_args!("tracing TCP by {hooks}; Ctrl-C ends"));
     view.flush()?;
 
     let mut signalled = false;

@@ -1,10 +1,12 @@
 //! `tcpstate probe`.
 
-use std::fmt::Write as _;
-
 use anyhow::{Context as _, Result};
 
-use super::{Outcome, args::ProbeArgs};
+use super::{
+    Outcome,
+    args::{OutputArgs, ProbeArgs},
+    output,
+};
 use crate::{
     kernel::{
         capability,
@@ -20,7 +22,7 @@ pub fn run(args: &ProbeArgs) -> Result<Outcome> {
     let text = if args.json {
         json_line(&report)?
     } else {
-        text(&report).into_bytes()
+        text(&report, output::room(&OutputArgs::default())).into_bytes()
     };
     message::print(&text).context("the output cannot be written")?;
     if report.chosen.is_none() {
@@ -30,11 +32,10 @@ pub fn run(args: &ProbeArgs) -> Result<Outcome> {
 }
 
 /// The report for people.
-fn text(report: &Report) -> String {
+fn text(report: &Report, columns: usize) -> String {
     let mut out = String::new();
-    // Writing to a string does not fail.
     let mut line = |text: std::fmt::Arguments<'_>| {
-        let _ = out.write_fmt(text);
+        out.push_str(&message::fold(text.to_string().trim_end(), columns));
         out.push('\n');
     };
     line(format_args!("kernel            Linux {}", report.kernel));

@@ -169,6 +169,15 @@ impl Plan {
     pub fn hooks(&self) -> Vec<&'static str> {
         hook_names(self.hook, self.timewait, self.calls)
     }
+
+    /// The same in short, for one line of a terminal: observers by their words on the command line.
+    #[must_use]
+    pub fn words(&self) -> Vec<&'static str> {
+        let timewait = self.timewait.map(TimeWaitHook::word);
+        let calls = self.calls.then_some(call::LABEL);
+        let hook = std::iter::once(self.hook.label());
+        hook.chain(timewait).chain(calls).collect()
+    }
 }
 
 /// The names of hooks for people.

@@ -115,7 +115,7 @@ fn two_capabilities_are_enough() {
     }
     assert!(matches!(output.status.code(), Some(0 | 1)), "{message}");
     assert!(
-        message.contains("tracing TCP states by BTF tracepoint"),
+        message.contains("tracing TCP by BTF tracepoint"),
         "{message}"
     );
     // Its own namespace it may read; what it may not is told.

@@ -99,6 +99,10 @@ fn agree(tcpstate: Start<'_>, port: u16) {
             break;
         }
     }
+    let announced = message.lines().filter(|line| line.contains("tracing TCP"));
+    for line in announced {
+        assert!(line.len() <= 80, "{line}");
+    }
     if chosen.is_none() {
         let status = trace.wait().expect("it ends");
         assert_eq!(status.code(), Some(2), "{message}");
@@ -139,6 +143,35 @@ fn agree(tcpstate: Start<'_>, port: u16) {
         Value::Null
     };
     assert_eq!(lines[0]["pid"], pid);
+}
+
+#[test]
+fn lines_are_as_wide_as_the_terminal() {
+    if skipped("lines_are_as_wide_as_the_terminal") {
+        return;
+    }
+    let probe = |columns: Option<&str>| {
+        let mut probe = Command::new(env!("CARGO_BIN_EXE_tcpstate"));
+        probe.arg("probe").env_remove("COLUMNS");
+        if let Some(columns) = columns {
+            probe.env("COLUMNS", columns);
+        }
+        let probe = probe.stdin(Stdio::null()).stdout(Stdio::piped());
+        let output = start(probe).wait_with_output().expect("it ends");
+        let printed = String::from_utf8(output.stdout).expect("UTF-8");
+        let blank = printed.lines().find(|line| line.ends_with(' '));
+        assert_eq!(blank, None);
+        printed
+    };
+    let whole = probe(None);
+    let narrow = probe(Some("60"));
+    let mut wide = narrow.lines().filter(|line| line.len() > 60);
+    assert!(
+        wide.all(|line| !line.trim_start().contains(' ')),
+        "{narrow}"
+    );
+    let words = |text: &str| text.split_whitespace().count();
+    assert_eq!(words(&narrow), words(&whole));
 }
 
 /// Without what is in backquotes: which of the maps is made first, and fails, is not the same each time.
