@@ -119,3 +119,60 @@ fn every_field_is_documented_and_there() {
         .collect();
     assert!(gone.is_empty(), "nowhere in the output: {gone:?}");
 }
+
+/// Rows of a table of `docs/formats.md`: the names in its first column, and its meaning.
+fn rows(heading: &str) -> Vec<(Vec<String>, &'static str)> {
+    let text = include_str!("../../../docs/formats.md");
+    let (_, section) = text.split_once(heading).expect("its heading");
+    let (section, _) = section.split_once("\n## ").expect("another one below");
+    let cells = |line: &'static str| Some((line.split_once(" | ")?.0, line.rsplit_once(" | ")?.1));
+    let lines = section.lines().filter(|line| line.starts_with("| `"));
+    let rows = lines.filter_map(cells);
+    rows.map(|(names, meaning)| (words(names).collect(), meaning))
+        .collect()
+}
+
+fn columns(command: &str) -> Vec<String> {
+    let folder = Folder::new(&format!("columns-{command}"));
+    let recording = folder.recording("whole.tcps", &made_up(0));
+    let output = tcpstate(&[command, "-s", "--from", &recording]).stdout;
+    let rows = String::from_utf8(output).expect("UTF-8");
+    let header = rows.lines().next().expect("a header");
+    header.split(',').map(str::to_owned).collect()
+}
+
+#[test]
+fn columns_of_transitions_are_documented_in_their_order() {
+    let rows = rows("## `\"event\": \"transition\"`");
+    let documented: Vec<_> = rows.into_iter().flat_map(|(names, _)| names).collect();
+    assert_eq!(documented, columns("trace"));
+}
+
+#[test]
+fn columns_of_connections_are_documented_in_their_order() {
+    let columns = columns("conns");
+    let mut names: Vec<_> = columns
+        .iter()
+        .map(|column| column.split('.').next().expect("a name"))
+        .collect();
+    names.dedup();
+    let rows = rows("## `\"event\": \"connection\"`");
+    let documented: Vec<_> = rows.iter().flat_map(|(names, _)| names).collect();
+    assert_eq!(documented, names);
+
+    let members = |object: &str| -> Vec<&str> {
+        let start = format!("{object}.");
+        let members = columns.iter().filter_map(|name| name.strip_prefix(&start));
+        members.collect()
+    };
+    // Where both have the same columns, they are told with the first.
+    assert_eq!(members("bounds"), members("states"));
+    assert_eq!(members("closer"), members("owner"));
+    for object in ["states", "time_wait", "owner"] {
+        let row = rows.iter().find(|(names, _)| names == &[object]);
+        let mut told = words(row.expect("a row").1);
+        for member in members(object) {
+            assert!(told.any(|word| word == member), "{object}.{member}");
+        }
+    }
+}
