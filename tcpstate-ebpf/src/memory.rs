@@ -479,15 +479,17 @@ pub(crate) fn returns_from(address: u64, function: u64) -> bool {
         )
     };
     let last_four = (instruction >> 8) as u32;
-    let target = address.wrapping_add_signed(i64::from(last_four as i32));
+    let target = address.wrapping_add_signed(i64::from(last_four.cast_signed()));
     let before = function.wrapping_sub(target);
     let no_call = ((instruction & 0xff) ^ CALL) | (before & !PADDING);
-    let units_of_four = (last_four << 6) as i32 >> 4;
+    let units_of_four = (last_four << 6).cast_signed() >> 4;
     let target = address
         .wrapping_sub(4)
         .wrapping_add_signed(i64::from(units_of_four));
     let no_branch = u64::from((last_four >> 26) ^ BRANCH_WITH_LINK) | (function ^ target);
-    (no_call == 0) | (no_branch == 0)
+    // The highest bit says that a number is not zero.
+    let is_set = |number: u64| number | number.wrapping_neg();
+    is_set(no_call) & is_set(no_branch) < 1 << 63
 }
 
 /// The current task, unless it is a kernel thread: one that closes a socket for others is nobody's process. Nor are we one: we
