@@ -55,7 +55,7 @@ pub struct Filter {
     pub remote_ports: Vec<PortRange>,
     /// Only connections with an end in one of these networks.
     pub networks: Vec<IpNet>,
-    /// Only transitions from or to one of these states.
+    /// Only transitions from or to one of these states, or connections that were in one of them.
     pub states: Vec<TcpState>,
     /// Only transitions of these processes.
     pub pids: Vec<u32>,
@@ -129,6 +129,11 @@ impl Filter {
         Ok(self.state(&transition.event)
             && self.cgroup(transition.cgroup.as_deref())?
             && self.process(transition.process)?)
+    }
+
+    /// Whether a connection is wanted that was in the states of which this says so, whatever else it was.
+    pub fn wants_states(&self, was_in: impl FnMut(&TcpState) -> bool) -> bool {
+        self.states.is_empty() || self.states.iter().any(was_in)
     }
 
     /// Whether something of this process and cgroup is wanted.

@@ -347,6 +347,15 @@ impl Connections {
 }
 
 impl Connection {
+    /// Whether it is known to have been in this state. What has ended is in CLOSE; a listener's child was never in LISTEN.
+    #[must_use]
+    pub fn was_in(&self, state: TcpState) -> bool {
+        match state {
+            TcpState::Close => self.end.is_some(),
+            _ => self.state == Some(state) || self.states[state as usize - 1].is_some(),
+        }
+    }
+
     fn new(first: &Transition) -> Self {
         let event = &first.event;
         Self {

@@ -428,24 +428,32 @@ impl View {
             return Ok(());
         }
         if self.both || self.connections.is_none() {
-            self.row(transition, |sink| sink.transition(transition))?;
+            let wanted = self.filter.wants(transition);
+            self.row(transition, wanted, |sink| sink.transition(transition))?;
         }
         let Some(connections) = &mut self.connections else {
             return Ok(());
         };
-        match connections.take(transition) {
-            Some(ended) => self.row(transition, |sink| sink.connection(&ended)),
-            None => Ok(()),
-        }
+        let Some(ended) = connections.take(transition) else {
+            return Ok(());
+        };
+        let wanted = if self.filter.wants_states(|state| ended.was_in(*state)) {
+            let cgroup = transition.cgroup.as_deref();
+            self.filter.wants_owner(transition.process, cgroup)
+        } else {
+            Ok(false)
+        };
+        self.row(transition, wanted, |sink| sink.connection(&ended))
     }
 
-    /// Writes a row if this transition is wanted.
+    /// Writes a row if it is wanted, and this transition, with which it comes, is in the window.
     fn row(
         &mut self,
         transition: &Transition,
+        wanted: Result<bool, Unattributed>,
         write: impl FnOnce(&mut dyn Sink) -> io::Result<()>,
     ) -> io::Result<()> {
-        match self.filter.wants(transition) {
+        match wanted {
             Ok(true) if !self.is_done() && self.window.shows(transition.event.time) => {
                 self.shown += 1;
                 write(&mut *self.sink)
@@ -478,6 +486,9 @@ impl View {
         for connection in connections.finish(now) {
             if self.shown == self.wanted {
                 break;
+            }
+            if !self.filter.wants_states(|state| connection.was_in(*state)) {
+                continue;
             }
             let process = connection.closer.or(connection.owner);
             match self

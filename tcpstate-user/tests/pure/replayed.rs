@@ -78,6 +78,50 @@ fn a_window_shows_the_same_rows_and_no_others() {
     }
 }
 
+/// A connection is in a state long before it ends.
+#[test]
+fn connections_are_wanted_for_every_state_they_were_in() {
+    let file = Temporary::new("states", &of_fixture("late_fin.bin"));
+    let rows = |more: &[&str]| -> Vec<serde_json::Value> {
+        let arguments = [&["conns", "-j", "--running", "--from", file.path()], more].concat();
+        let out = text(&tcpstate(&arguments).stdout);
+        let rows = out
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"));
+        rows.filter(|row: &serde_json::Value| row["event"] == "connection")
+            .collect()
+    };
+    let all = rows(&[]);
+    let mut were_in = Vec::new();
+    for state in TcpState::ALL {
+        let was_in = |row: &&serde_json::Value| match state {
+            TcpState::Close => !row["end"].is_null(),
+            _ => !row["states"][state.label()].is_null(),
+        };
+        let expected: Vec<_> = all.iter().filter(was_in).cloned().collect();
+        assert_eq!(rows(&["--state", state.label()]), expected, "{state:?}");
+        if !expected.is_empty() {
+            were_in.push(state.label());
+        }
+    }
+    assert_eq!(
+        were_in,
+        [
+            "established",
+            "syn_sent",
+            "syn_recv",
+            "fin_wait1",
+            "fin_wait2",
+            "time_wait",
+            "close",
+            "close_wait",
+            "last_ack"
+        ]
+    );
+    let either = rows(&["--state", "fin_wait2,close_wait"]);
+    assert_eq!(either.len(), all.len());
+}
+
 /// The kernel side sends first events of connections that are not wanted, since they have no port yet.
 #[test]
 fn what_it_was_recorded_with_hides_what_it_hid_then() {

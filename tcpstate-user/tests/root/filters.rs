@@ -250,6 +250,51 @@ fn states_old_or_new() {
     assert_eq!(established["bound"], "exact");
 }
 
+/// What a connection ends with tells neither who it was nor where it has been.
+#[test]
+fn states_that_connections_were_in() {
+    if skipped("states_that_connections_were_in") {
+        return;
+    }
+    own_netns();
+    let conns = |flags: &[&str]| {
+        let always = ["conns", "-j", "--netns", "self", "--timewait", "off"];
+        Tool::start(&[&always, flags].concat())
+    };
+    let tools = [
+        conns(&["--state", "fin_wait1"]),
+        conns(&["--state", "syn_recv"]),
+        conns(&["--state", "close"]),
+        conns(&["--state", "closing"]),
+        conns(&["--running", "--state", "fin_wait2"]),
+    ];
+    live(v4(1), v4(1), 7242);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 7243)).expect("a listener");
+    let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
+    client
+        .shutdown(std::net::Shutdown::Write)
+        .expect("half closed");
+    std::thread::sleep(Duration::from_millis(100));
+    let shown = tools.map(|tool| {
+        let lines = tool.stop().events("connection");
+        let mut ports: Vec<_> = lines
+            .iter()
+            .map(|line| (line["opened"].clone(), line["state"].clone()))
+            .map(|(opened, state)| format!("{opened} {state}"))
+            .collect();
+        ports.sort();
+        ports
+    });
+    drop((client, listener));
+    let [active, passive, ended, closing, running] = shown;
+    assert_eq!(active, ["\"active\" null"]);
+    assert_eq!(passive, ["\"passive\" null"]);
+    assert_eq!(ended.len(), 2, "{ended:?}");
+    assert_eq!(closing.len(), 0, "{closing:?}");
+    let expected = ["\"active\" \"fin_wait2\"", "\"active\" null"];
+    assert_eq!(running, expected);
+}
+
 #[test]
 fn pids_and_comms() {
     if skipped("pids_and_comms") {
