@@ -176,7 +176,8 @@ impl<W: Write> Text<W> {
         self.process(transition.process.as_ref());
     }
 
-    /// The last column, cut where the line ends. A process id is never cut.
+    /// The last column, cut where the line ends. A process id is never cut, and a name is not where the line is too long without it:
+    /// it is broken by the terminal then, and has room.
     fn process(&mut self, process: Option<&Process>) {
         let line = &mut self.line;
         let Some(process) = process else {
@@ -192,8 +193,12 @@ impl<W: Write> Text<W> {
         };
         let name = process.comm.to_str();
         let name = escape::text(&name);
-        let room = columns.saturating_sub(cells::width(line));
-        if cells::width(&name) <= room || room > 1 {
+        let width = cells::width(line);
+        let room = columns.saturating_sub(width);
+        // The space at its end is there for the name only.
+        if width.saturating_sub(1) > columns {
+            line.push_str(&name);
+        } else if cells::width(&name) <= room || room > 1 {
             line.push_str(&cells::cut(&name, room));
         }
     }

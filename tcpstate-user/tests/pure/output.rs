@@ -289,6 +289,32 @@ fn text_with_times() {
     }));
 }
 
+/// What is left out of a row that is broken anyway saves nothing.
+#[test]
+fn names_are_left_out_only_if_the_row_fits_without() {
+    for columns in [40, 60, 80, 90, 100] {
+        let narrow = |columns| {
+            let text = text(Layout {
+                time_of_day: true,
+                columns,
+                ..Layout::default()
+            });
+            let rows = text.lines().filter(|line| line.contains(" -> "));
+            rows.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let all = narrow(1000);
+        for (row, whole) in narrow(columns).iter().zip(&all) {
+            let width = row.chars().count();
+            assert!(width <= columns || row == whole, "{columns}: {row:?}");
+        }
+        let broken = |row: &&String| row.chars().count() > columns && row.ends_with("curl");
+        assert!(
+            columns > 90 || all.iter().any(|row| broken(&row)),
+            "{columns}"
+        );
+    }
+}
+
 #[test]
 fn json_lines() {
     let text = written(|page| Json::new(page, clock()));
