@@ -67,8 +67,10 @@ pub fn run(args: &LiveArgs, shape: Shape) -> Result<Outcome> {
         buffer: args.kernel.buffer.unwrap_or_else(default_buffer),
         existing: !args.kernel.skip_existing,
     };
-    let attached = Attached::new(&request)?;
+    let mut attached = Attached::new(&request)?;
     check(&filter, attached.plan.hook)?;
+    let hook = attached.plan.hook;
+    attached.plan.missing.extend(cgroups.missing(hook));
     let mut header = Header::new(
         &attached.plan,
         attached.start,

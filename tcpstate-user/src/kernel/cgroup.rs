@@ -6,20 +6,32 @@ use std::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
+    ptr,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use hashbrown::HashSet;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+
+use super::{Hook, Missing};
 
 /// The cgroup v2 hierarchy.
 #[derive(Debug)]
 pub struct Cgroups {
-    root: Option<(PathBuf, File)>,
+    root: Option<Root>,
     /// Ids that have no path, as far as we know.
     nameless: HashSet<u64>,
     walked: Option<Instant>,
+}
+
+/// Its root.
+#[derive(Debug)]
+struct Root {
+    /// Where it is mounted, or usually is.
+    mount: PathBuf,
+    directory: File,
 }
 
 /// `struct file_handle` of a kernfs node (`FILEID_KERNFS`, `include/linux/exportfs.h`).
@@ -31,23 +43,24 @@ struct Handle {
 }
 
 impl Cgroups {
-    /// Opens the hierarchy, if one is mounted.
+    /// Opens the hierarchy, if there is one, mounted or not.
     #[must_use]
     pub fn open() -> Self {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let root = mount_point(&mounts).and_then(|path| {
-            let file = OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
-                .open(&path)
-                .ok()?;
-            Some((path, file))
-        });
         Self {
-            root,
+            root: Root::mounted().or_else(Root::unmounted),
             nameless: HashSet::default(),
             walked: None,
         }
+    }
+
+    /// What is lost if there is none. The classic tracepoint tells no cgroups anyway.
+    #[must_use]
+    pub fn missing(&self, hook: Hook) -> Option<Missing> {
+        (self.root.is_none() && hook == Hook::BtfTracepoint).then(|| Missing {
+            what: "mounted cgroup v2 hierarchy: `mount -t cgroup2 none /sys/fs/cgroup` mounts it"
+                .to_owned(),
+            loses: "names of cgroups and containers".to_owned(),
+        })
     }
 
     /// The path below the root; `None` if the cgroup is gone, or there is no cgroup v2.
@@ -56,15 +69,13 @@ impl Cgroups {
         if self.nameless.contains(&id) {
             return None;
         }
-        let (root, directory) = self.root.as_ref()?;
-        let by_handle = open_by_id(directory, id)
-            .and_then(|node| fs::read_link(format!("/proc/self/fd/{}", node.as_raw_fd())).ok());
-        let path = match by_handle {
+        let root = self.root.as_ref()?;
+        let path = match root.open(id) {
             Some(path) => Some(path),
             // Without CAP_DAC_READ_SEARCH the tree has to be walked; not too often.
             None if self.walked.is_some_and(|walked| walked.elapsed() < PAUSE) => return None,
             None => {
-                let found = walk(root, id);
+                let found = root.walk(id);
                 self.walked = Some(Instant::now());
                 found
             }
@@ -75,7 +86,7 @@ impl Cgroups {
             }
             self.nameless.insert(id);
         }
-        path.map(|path| below(root, &path))
+        path
     }
 
     /// A path below the root, given as that or as a path in the file system.
@@ -83,42 +94,135 @@ impl Cgroups {
     /// # Errors
     /// If there is no such cgroup.
     pub fn find(&self, name: &str) -> Result<String> {
-        let Some((root, _)) = &self.root else {
+        let Some(root) = &self.root else {
             bail!("no cgroup v2 hierarchy is mounted, so cgroups have no names here");
         };
-        let path = if Path::new(name).starts_with(root) {
-            PathBuf::from(name)
-        } else {
-            root.join(name.trim_start_matches('/'))
-        };
-        let path = fs::canonicalize(&path)
-            .ok()
-            .filter(|path| path.is_dir() && path.starts_with(root))
-            .with_context(|| format!("no cgroup {name:?} below {}", root.display()))?;
-        Ok(below(root, &path))
+        let given = Path::new(name);
+        let mut path = PathBuf::new();
+        for component in given
+            .strip_prefix(&root.mount)
+            .unwrap_or(given)
+            .components()
+        {
+            match component {
+                Component::Normal(name) => path.push(name),
+                Component::RootDir | Component::CurDir => {}
+                Component::ParentDir | Component::Prefix(_) => {
+                    bail!("{name:?}: give it without `..`")
+                }
+            }
+        }
+        if !root.link().join(&path).is_dir() {
+            bail!("no cgroup {name:?} below {}", root.mount.display());
+        }
+        Ok(format!("/{}", path.to_string_lossy()))
     }
 }
 
 /// How long to wait between two walks through the tree.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Looks for the directory whose inode number is the id.
-fn walk(root: &Path, id: u64) -> Option<PathBuf> {
-    const LIMIT: usize = 20_000;
-    let mut open = vec![root.to_owned()];
-    for _ in 0..LIMIT {
-        let folder = open.pop()?;
-        if fs::metadata(&folder).is_ok_and(|metadata| metadata.ino() == id) {
-            return Some(folder);
-        }
-        let children = fs::read_dir(&folder).into_iter().flatten().flatten();
-        open.extend(
-            children
-                .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
-                .map(|child| child.path()),
-        );
+impl Root {
+    /// Where it is mounted.
+    fn mounted() -> Option<Self> {
+        let mount = mount_point(&fs::read_to_string("/proc/self/mounts").ok()?)?;
+        let directory = directory(&mount)?;
+        // Something else may be mounted over it.
+        let kind = fstatfs(&directory).ok()?.filesystem_type();
+        (kind == CGROUP2_SUPER_MAGIC).then_some(Self { mount, directory })
     }
-    None
+
+    /// Where we do not see it mounted, as in the new /sys that `ip netns exec` makes: a mount that nobody else sees, and that goes with
+    /// us. Not the first of all, which would add a line to each /proc/PID/cgroup (`cgrp_dfl_visible`).
+    fn unmounted() -> Option<Self> {
+        const CLOSE_ON_EXEC: libc::c_uint = 1;
+        const CREATE: libc::c_uint = 6;
+        const READ_ONLY: libc::c_uint = 1;
+        const NOTHING: *const libc::c_char = ptr::null();
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        if !own.lines().any(|line| line.starts_with("0::")) {
+            return None;
+        }
+        let name = c"cgroup2".as_ptr();
+        // SAFETY: the name lives through the call, which gives a new descriptor.
+        let context = unsafe { descriptor(libc::syscall(libc::SYS_fsopen, name, CLOSE_ON_EXEC)) }?;
+        let number = context.as_raw_fd();
+        // SAFETY: this command takes nothing else.
+        let made =
+            unsafe { libc::syscall(libc::SYS_fsconfig, number, CREATE, NOTHING, NOTHING, 0) };
+        if made != 0 {
+            return None;
+        }
+        // SAFETY: a call without pointers, which gives a new descriptor.
+        let mount = unsafe {
+            descriptor(libc::syscall(
+                libc::SYS_fsmount,
+                number,
+                CLOSE_ON_EXEC,
+                READ_ONLY,
+            ))
+        }?;
+        // That is a path only (O_PATH).
+        let directory = directory(&link(&mount))?;
+        let mount = PathBuf::from("/sys/fs/cgroup");
+        Some(Self { mount, directory })
+    }
+
+    /// A path to it, mounted or not.
+    fn link(&self) -> PathBuf {
+        link(&self.directory)
+    }
+
+    /// The path of a directory by its handle.
+    fn open(&self, id: u64) -> Option<String> {
+        let node = open_by_id(&self.directory, id)?;
+        // What the kernel calls either of them depends on where it is mounted.
+        let root = fs::read_link(self.link()).ok()?;
+        Some(below(&root, &fs::read_link(link(&node)).ok()?))
+    }
+
+    /// The path of the directory whose inode number is the id.
+    fn walk(&self, id: u64) -> Option<String> {
+        const LIMIT: usize = 20_000;
+        let root = self.link();
+        let mut open = vec![root.clone()];
+        for _ in 0..LIMIT {
+            let folder = open.pop()?;
+            if fs::metadata(&folder).is_ok_and(|metadata| metadata.ino() == id) {
+                return Some(below(&root, &folder));
+            }
+            let children = fs::read_dir(&folder).into_iter().flatten().flatten();
+            open.extend(
+                children
+                    .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
+                    .map(|child| child.path()),
+            );
+        }
+        None
+    }
+}
+
+fn directory(path: &Path) -> Option<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
+        .open(path)
+        .ok()
+}
+
+/// What a system call gives, if it does.
+///
+/// # Safety
+/// It must be a new descriptor, which nobody else has, or negative.
+unsafe fn descriptor(result: libc::c_long) -> Option<OwnedFd> {
+    let descriptor = i32::try_from(result).ok().filter(|fd| *fd >= 0)?;
+    // SAFETY: the caller has it from the kernel.
+    Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Where the kernel says what is open.
+fn link(file: &impl AsRawFd) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 fn open_by_id(root: &File, id: u64) -> Option<OwnedFd> {
@@ -128,18 +232,16 @@ fn open_by_id(root: &File, id: u64) -> Option<OwnedFd> {
         kind: FILEID_KERNFS,
         id: id.to_ne_bytes(),
     };
-    // SAFETY: `handle` has the layout of `struct file_handle` with eight bytes behind its header, as it says.
-    let fd = unsafe {
-        libc::syscall(
+    // SAFETY: `handle` has the layout of `struct file_handle` with eight bytes behind its header, as it says; the call gives a new
+    // descriptor.
+    unsafe {
+        descriptor(libc::syscall(
             libc::SYS_open_by_handle_at,
             root.as_raw_fd(),
             &raw mut handle,
             libc::O_PATH | libc::O_CLOEXEC,
-        )
-    };
-    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
-    // SAFETY: the call has just given us this descriptor.
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+        ))
+    }
 }
 
 fn below(root: &Path, path: &Path) -> String {

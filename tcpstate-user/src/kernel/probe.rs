@@ -8,6 +8,7 @@ use tcpstate_common::config::KernelFilter;
 use super::{
     call::{self, CallRequest},
     capability,
+    cgroup::Cgroups,
     observer::{TimeWaitHook, TimeWaitRequest},
     plan::{self, Hook, Missing, Plan, Request},
 };
@@ -31,7 +32,7 @@ pub struct Report {
     pub timewait_observers: Vec<ObserverReport>,
     /// Whether system calls can be watched.
     pub system_calls: CallReport,
-    /// What the chosen hook does not let us know.
+    /// What the chosen hook, or what is mounted, does not let us know.
     pub missing: Vec<Missing>,
 }
 
@@ -113,7 +114,10 @@ pub fn run() -> Report {
             costs: call::COSTS,
             loses: call::LOSES,
         },
-        missing: chosen.map_or_else(Vec::new, |plan| plan.missing),
+        missing: chosen.map_or_else(Vec::new, |mut plan| {
+            plan.missing.extend(Cgroups::open().missing(plan.hook));
+            plan.missing
+        }),
     }
 }
 

@@ -1,12 +1,19 @@
 //! Containers and units by the names of their cgroups, with real cgroups. The witness is who was put where.
 
-use std::{fs, io::Read as _, path::PathBuf};
+use std::{
+    fs,
+    io::Read as _,
+    net::{Ipv4Addr, TcpStream},
+    path::PathBuf,
+    process::Command,
+};
 
 use serde_json::Value;
 
 use crate::{
+    folder::Folder,
     server::{CLOSES_FIRST, Server, greeted},
-    support::{Tool, nobody_starts, own_netns, skipped, text},
+    support::{Tool, mount, nobody_starts, own_mounts, own_netns, run, skipped, text},
     views::{groups, wait_until},
 };
 
@@ -66,14 +73,14 @@ fn containers_and_units_are_known_by_their_cgroups() {
         Server::start_in(CLOSES_FIRST, 7921, Some(&container.0)),
         Server::start_in(CLOSES_FIRST, 7922, Some(&service.0)),
     ];
-    let alone = nobody_starts();
+    let without = nobody_starts();
     for (port, count) in [(7921, 3), (7922, 2)] {
         for _ in 0..count {
             let (mut client, _) = greeted(port);
             assert_eq!(client.read(&mut [0]).expect("the end"), 0);
         }
     }
-    drop(alone);
+    drop(without);
     let printed = tool.stop();
     drop(servers);
     let rows = groups(&printed, "closers");
@@ -88,4 +95,68 @@ fn containers_and_units_are_known_by_their_cgroups() {
         [(unit.as_str(), &Value::from(2))],
         "{rows:?}"
     );
+}
+
+/// What the kernel tells of a connect() that is refused.
+fn cgroup_of_connect(flags: &[&str]) -> Option<String> {
+    let tool = Tool::trace(flags);
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 7311)).is_err());
+    let lines = tool.stop().transitions();
+    Some(lines.first()?["cgroup"].as_str()?.to_owned())
+}
+
+/// `ip netns exec` has a /sys of its own, in which no cgroups are.
+#[test]
+fn cgroups_have_names_where_they_are_not_mounted() {
+    const TEST: &str = "cgroups_have_names_where_they_are_not_mounted";
+    if skipped(TEST) {
+        return;
+    }
+    own_netns();
+    let Some(cgroup) = cgroup_of_connect(&[]) else {
+        eprintln!("SKIPPED {TEST}: no cgroup v2");
+        return;
+    };
+    own_mounts();
+    mount(&["-t", "sysfs", "sysfs", "/sys"]);
+    assert_eq!(cgroup_of_connect(&[]), Some(cgroup.clone()));
+    for name in [&cgroup, &format!("/sys/fs/cgroup{cgroup}")] {
+        let shown = cgroup_of_connect(&["--cgroup", name]);
+        assert_eq!(shown, Some(cgroup.clone()), "{name}");
+    }
+}
+
+/// As for who may not mount them either.
+#[test]
+fn cgroups_without_names_are_said_to_have_none() {
+    const LOST: &str = "names of cgroups and containers";
+    if skipped("cgroups_without_names_are_said_to_have_none") {
+        return;
+    }
+    own_netns();
+    own_mounts();
+    mount(&["-t", "sysfs", "sysfs", "/sys"]);
+    let folder = Folder::new("nameless");
+    let file = &folder.file("a.tcps");
+    let without = |arguments: &[&str]| {
+        let output = run(Command::new("setpriv")
+            .args([
+                "--bounding-set=-sys_admin",
+                "--",
+                env!("CARGO_BIN_EXE_tcpstate"),
+            ])
+            .args(arguments));
+        let (out, err) = (output.stdout, output.stderr);
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (text(out), text(err))
+    };
+    let (out, _) = without(&["probe"]);
+    assert!(out.contains(&format!("\n  {LOST} (no mounted")), "{out}");
+    let (_, err) = without(&["closers", "--duration", "0.2", "--record", file]);
+    let expected = format!("warning: {LOST} lost, since there is no mounted cgroup v2 hierarchy: ");
+    assert_eq!(err.matches(&expected).count(), 1, "{err}");
+    let (out, _) = without(&["info", file]);
+    assert!(out.contains(LOST), "{out}");
+    let (_, err) = without(&["trace", "--cgroup", "/"]);
+    assert!(err.contains("no cgroup v2 hierarchy is mounted"), "{err}");
 }
