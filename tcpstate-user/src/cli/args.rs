@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{
-    Args as ClapArgs, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    Arg, Args as ClapArgs, FromArgMatches as _, Parser, Subcommand, ValueEnum,
     builder::{PathBufValueParser, TypedValueParser as _},
 };
 use ipnet::IpNet;
@@ -107,7 +107,14 @@ pub struct TraceArgs {
 
 /// Flags of `tcpstate conns`.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = CONNS_HELP)]
+#[command(
+    after_help = CONNS_HELP,
+    mut_arg("state", |arg| arg.help("States that a connection was in at some time: close_wait, FIN_WAIT2")),
+    mut_arg("wide", |arg| arg.help(
+        "Every column: start, why TIME_WAIT ended and how often it was restarted, the time in each state, bytes, segments \
+         sent again, round-trip time, owner and closer, cookie"
+    )),
+)]
 pub struct ConnsArgs {
     /// What both views have.
     #[command(flatten)]
@@ -148,6 +155,11 @@ pub struct LiveArgs {
     /// Recordings.
     #[command(flatten)]
     pub recording: RecordingArgs,
+}
+
+/// A flag of all views that is of no use in one of them: given all the same, it is refused, and the error says why.
+pub fn hidden(arg: Arg) -> Arg {
+    arg.hide(true)
 }
 
 /// How many connections are remembered.
@@ -344,7 +356,8 @@ pub enum Format {
 #[derive(Debug, Default, ClapArgs)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// Every column: time, family, error, uid, network namespace, cookie, process and how it is known, cgroup
+    /// Every column: time, family, protocol, how a reason is known, uid, network namespace, cookie, process and how it is known,
+    /// thread, cgroup
     #[arg(short, long)]
     pub wide: bool,
 

@@ -16,7 +16,7 @@ use jiff::tz::TimeZone;
 
 use super::{
     Outcome,
-    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs},
+    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs, hidden},
     output::Named,
     record::{self, RecordingArgs},
     replay,
@@ -49,7 +49,7 @@ Examples:
 
 /// Flags of `tcpstate export`.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = EXPORT_HELP)]
+#[command(after_help = EXPORT_HELP, mut_arg("state", hidden))]
 pub struct ExportArgs {
     /// The recording
     #[arg(value_parser = PathBufValueParser::new().try_map(values::recording))]

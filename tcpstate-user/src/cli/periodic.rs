@@ -8,7 +8,7 @@ use tcpstate_common::state::TcpState;
 
 use super::{
     Outcome,
-    args::LiveArgs,
+    args::{LiveArgs, hidden},
     live,
     shape::{Conditions, Periodic, Shape},
     values::duration,
@@ -90,7 +90,11 @@ Examples:
 
 /// Flags of `tcpstate closers`.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = CLOSERS_HELP)]
+#[command(
+    after_help = CLOSERS_HELP,
+    mut_arg("state", hidden),
+    mut_arg("wide", |arg| arg.help("Every column: closes by nobody, lost and crossed ones too; names in full")),
+)]
 pub struct ClosersArgs {
     /// What periodic views have.
     #[command(flatten)]
@@ -111,7 +115,11 @@ pub struct ClosersArgs {
 
 /// Flags of `tcpstate hist`.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = HIST_HELP)]
+#[command(
+    after_help = HIST_HELP,
+    mut_arg("state", |arg| arg.help("What to measure: states, and `close` for the two closes").help_heading("Reports")),
+    mut_arg("wide", |arg| arg.help("Names in full, however wide the terminal is")),
+)]
 pub struct HistArgs {
     /// What periodic views have.
     #[command(flatten)]

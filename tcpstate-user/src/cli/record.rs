@@ -14,7 +14,7 @@ use clap::{
 
 use super::{
     Outcome,
-    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs},
+    args::{FilterArgs, KernelArgs, LiveArgs, MAX_CONNECTIONS, OutputArgs, hidden},
     live,
     shape::Shape,
     values::{self, duration},
@@ -48,7 +48,13 @@ Examples:
 
 /// Flags of `tcpstate record`.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = RECORD_HELP)]
+#[command(
+    after_help = RECORD_HELP,
+    mut_arg("pid", hidden),
+    mut_arg("comm", hidden),
+    mut_arg("cgroup", hidden),
+    mut_arg("state", hidden),
+)]
 pub struct RecordArgs {
     /// The file to record in, which must not be there
     #[arg(value_parser = PathBufValueParser::new().try_map(values::recording))]

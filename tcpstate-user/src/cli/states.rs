@@ -42,7 +42,13 @@ Examples:
 
 /// Flags of `tcpstate states`.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = STATES_HELP)]
+#[command(
+    after_help = STATES_HELP,
+    mut_arg("state", |arg| {
+        arg.help("States to have columns for; with --leaks, to list sockets of").help_heading("Reports")
+    }),
+    mut_arg("wide", |arg| arg.help("Every column: SYN_RECV, CLOSING and minisockets too; names in full")),
+)]
 pub struct StatesArgs {
     /// What periodic views have.
     #[command(flatten)]

@@ -5,7 +5,7 @@ use clap::Args as ClapArgs;
 
 use super::{
     Outcome,
-    args::LiveArgs,
+    args::{LiveArgs, hidden},
     live,
     periodic::{PeriodArgs, dimension, order, periodic},
     shape::{Conditions, Periodic, Shape},
@@ -39,7 +39,11 @@ Examples:
 
 /// Flags of `tcpstate timewait`.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = WAITS_HELP)]
+#[command(
+    after_help = WAITS_HELP,
+    mut_arg("state", hidden),
+    mut_arg("wide", |arg| arg.help("Every column: each reason why they end, FIN_WAIT2, restarts, rates too; names in full")),
+)]
 pub struct WaitsArgs {
     /// What periodic views have.
     #[command(flatten)]

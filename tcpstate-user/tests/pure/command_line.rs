@@ -41,6 +41,48 @@ fn help_and_version_are_no_failures() {
     assert_eq!(tcpstate(&[]).status.code(), Some(2));
 }
 
+/// What a command always refuses, its help does not offer.
+#[test]
+fn help_has_what_a_command_takes() {
+    for (command, refused_flags, why) in [
+        (&["closers"][..], &["--state"][..], "which are no states"),
+        (&["timewait"], &["--state"], "timewait shows TIME_WAIT"),
+        (
+            &["export", "a.tcps", "--to", "jsonl"],
+            &["--state"],
+            "an export has whole connections",
+        ),
+        (
+            &["record", "/nowhere/a.tcps"],
+            &["--pid", "--comm", "--cgroup", "--state"],
+            "use it with --from",
+        ),
+    ] {
+        let help = tcpstate(&[command[0], "--help"]).stdout;
+        let help = String::from_utf8(help).expect("UTF-8");
+        assert!(help.contains("--local-port <PORTS>"), "{help}");
+        for flag in refused_flags {
+            let offered = help.lines().map(str::trim_start);
+            let offered = offered.map(|line| line.trim_start_matches("-p, "));
+            let offered = offered.filter(|line| line.starts_with(flag)).count();
+            assert_eq!(offered, 0, "{flag}: {help}");
+            let value = if *flag == "--state" { "close" } else { "1" };
+            let message = refused(&[command, &[flag, value]].concat());
+            assert!(message.contains(why), "{flag}: {message}");
+        }
+    }
+    for (command, expected) in [
+        ("trace", "States, as old or new"),
+        ("conns", "was in at some time"),
+        ("states", "States to have columns for"),
+        ("hist", "What to measure"),
+    ] {
+        let help = tcpstate(&[command, "--help"]).stdout;
+        let help = String::from_utf8(help).expect("UTF-8");
+        assert!(help.contains(expected), "{command}: {help}");
+    }
+}
+
 /// Each filter costs time for each event, whoever gave it.
 #[test]
 fn too_many_filters_are_refused() {
