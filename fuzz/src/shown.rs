@@ -13,12 +13,12 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use tcpstate_user::{cli::CommandLine, message::overhear};
 
 /// The formats of output.
-const FORMATS: [&[&str]; 4] = [&["-j"], &["-s"], &["-w", "-T"], &[]];
+const FORMATS: [&[&str]; 4] = [&["-j"], &["-s"], &["-w"], &[]];
 /// What can be looked at, and how.
 const VIEWS: [&[&str]; 16] = [
-    &["conns"],
-    &["conns", "--running"],
-    &["trace"],
+    &["conns", "-t"],
+    &["conns", "--running", "-T"],
+    &["trace", "-T"],
     &["closers", "--by", "process,remote,container"],
     &["hist", "--by", "cgroup"],
     &["closers", "8760h"],

@@ -110,8 +110,10 @@ pub struct TraceArgs {
 #[command(
     after_help = CONNS_HELP,
     mut_arg("state", |arg| arg.help("States that a connection was in at some time: close_wait, FIN_WAIT2")),
+    mut_arg("time", |arg| arg.help("Add the time of day at which it began")),
+    mut_arg("timestamp", |arg| arg.help("Add when it began, in seconds since the run did")),
     mut_arg("wide", |arg| arg.help(
-        "Every column: start, why TIME_WAIT ended and how often it was restarted, the time in each state, bytes, segments \
+        "Every column: START, why TIME_WAIT ended and how often it was restarted, the time in each state, bytes, segments \
          sent again, round-trip time, owner and closer, cookie"
     )),
 )]
@@ -365,7 +367,7 @@ pub struct OutputArgs {
     #[arg(short = 'T', long)]
     pub time: bool,
 
-    /// Add the seconds since the start
+    /// Add the seconds since the run began
     #[arg(short = 't', long)]
     pub timestamp: bool,
 

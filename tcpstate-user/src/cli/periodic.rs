@@ -93,6 +93,8 @@ Examples:
 #[command(
     after_help = CLOSERS_HELP,
     mut_arg("state", hidden),
+    mut_arg("time", hidden),
+    mut_arg("timestamp", hidden),
     mut_arg("wide", |arg| arg.help("Every column: closes by nobody, lost and crossed ones too; names in full")),
 )]
 pub struct ClosersArgs {
@@ -118,6 +120,8 @@ pub struct ClosersArgs {
 #[command(
     after_help = HIST_HELP,
     mut_arg("state", |arg| arg.help("What to measure: states, and `close` for the two closes").help_heading("Reports")),
+    mut_arg("time", hidden),
+    mut_arg("timestamp", hidden),
     mut_arg("wide", |arg| arg.help("Names in full, however wide the terminal is")),
 )]
 pub struct HistArgs {
@@ -218,6 +222,14 @@ pub(super) fn periodic(
     period: &PeriodArgs,
     tally: impl FnOnce(&Conditions<'_>) -> Box<dyn Tally> + 'static,
 ) -> Result<Periodic> {
+    let output = &live.output;
+    for (flag, given) in [("--time", output.time), ("--timestamp", output.timestamp)] {
+        if given {
+            bail!(
+                "{flag}: every report tells when it was made, and how long it is of; leave it out"
+            );
+        }
+    }
     let reports = match (period.interval, period.reports, live.count) {
         (_, Some(_), Some(_)) => {
             bail!("--count: the number of reports is given twice; leave one of the two out")

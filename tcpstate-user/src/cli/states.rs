@@ -8,7 +8,7 @@ use tcpstate_common::state::TcpState;
 
 use super::{
     Outcome,
-    args::LiveArgs,
+    args::{LiveArgs, hidden},
     periodic::{PeriodArgs, dimension, order, run},
     shape::Conditions,
     values::duration,
@@ -47,6 +47,8 @@ Examples:
     mut_arg("state", |arg| {
         arg.help("States to have columns for; with --leaks, to list sockets of").help_heading("Reports")
     }),
+    mut_arg("time", hidden),
+    mut_arg("timestamp", hidden),
     mut_arg("wide", |arg| arg.help("Every column: SYN_RECV, CLOSING and minisockets too; names in full")),
 )]
 pub struct StatesArgs {

@@ -42,6 +42,8 @@ Examples:
 #[command(
     after_help = WAITS_HELP,
     mut_arg("state", hidden),
+    mut_arg("time", hidden),
+    mut_arg("timestamp", hidden),
     mut_arg("wide", |arg| arg.help("Every column: each reason why they end, FIN_WAIT2, restarts, rates too; names in full")),
 )]
 pub struct WaitsArgs {

@@ -132,15 +132,7 @@ impl<W: Write> Text<W> {
             );
         }
         if self.layout.since_start {
-            let since = self.clock.since_start(event.time);
-            push(
-                line,
-                format_args!(
-                    "{:>6}.{:06} ",
-                    since / 1_000_000_000,
-                    since / 1000 % 1_000_000
-                ),
-            );
+            since(line, self.clock.since_start(event.time));
         }
         let start = line.len();
         milliseconds(line, transition.phase);
@@ -265,6 +257,9 @@ impl<W: Write> Text<W> {
         if self.layout.wide || self.layout.time_of_day {
             push(line, format_args!("{:<15} ", "START"));
         }
+        if self.layout.since_start {
+            push(line, format_args!("{:>13} ", "SINCE(s)"));
+        }
         push(
             line,
             format_args!(
@@ -308,6 +303,12 @@ impl<W: Write> Text<W> {
                 line,
                 format_args!("{:<15} ", start.as_deref().unwrap_or("-")),
             );
+        }
+        if self.layout.since_start {
+            match connection.start {
+                Some(start) => since(line, self.clock.since_start(start)),
+                None => push(line, format_args!("{:>13} ", "-")),
+            }
         }
         let start = line.len();
         endpoint(line, connection.local, false);
@@ -517,6 +518,18 @@ fn push(line: &mut String, arguments: fmt::Arguments<'_>) {
 /// As `{number}` would: half of what a row costs were its numbers.
 fn number(line: &mut String, number: impl itoa::Integer) {
     line.push_str(itoa::Buffer::new().format(number));
+}
+
+/// Seconds, in 14 cells.
+fn since(line: &mut String, nanoseconds: u64) {
+    push(
+        line,
+        format_args!(
+            "{:>6}.{:06} ",
+            nanoseconds / 1_000_000_000,
+            nanoseconds / 1000 % 1_000_000
+        ),
+    );
 }
 
 /// No column is wider.

@@ -181,6 +181,10 @@ fn bad_flags_say_what_why_and_what_to_do() {
         (&["timewait", "--by", "state"], "timewait is of one state"),
         (&["timewait", "--state", "time_wait"], "tcpstate states"),
         (&["closers", "--prefix", "33"], "up to 32"),
+        (&["closers", "-T"], "--time: every report tells when"),
+        (&["hist", "-t", "1"], "--timestamp: every report tells"),
+        (&["states", "--leaks", "-T"], "leave it out"),
+        (&["timewait", "-t", "-j"], "leave it out"),
         (
             &["closers", "--count", "3"],
             "there is one report, at the end",

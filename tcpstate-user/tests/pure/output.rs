@@ -209,6 +209,20 @@ fn connections_text_wide() {
 }
 
 #[test]
+fn connections_text_with_times() {
+    let layout = Layout {
+        rows: Rows::Connections,
+        time_of_day: true,
+        since_start: true,
+        columns: 120,
+        ..Layout::default()
+    };
+    insta::assert_snapshot!(connections(
+        |page| Text::new(page, clock(), layout).expect("memory can be written")
+    ));
+}
+
+#[test]
 fn connections_json_lines() {
     insta::assert_snapshot!(connections(|page| Json::new(page, clock())));
 }
