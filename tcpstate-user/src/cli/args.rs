@@ -18,7 +18,10 @@ use super::{
     record::{RecordArgs, RecordingArgs},
     states::StatesArgs,
     timewait::WaitsArgs,
-    values::{buffer, connections, duration, network, output, ports, protocol, state},
+    values::{
+        buffer, connection_state, connections, duration, network, output, ports, protocol,
+        transition_state,
+    },
 };
 use crate::{
     event::{Comm, Protocol},
@@ -109,7 +112,10 @@ pub struct TraceArgs {
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = CONNS_HELP,
-    mut_arg("state", |arg| arg.help("States that a connection was in at some time: close_wait, FIN_WAIT2")),
+    mut_arg("state", |arg| {
+        arg.help("States that a connection was in at some time: close_wait, FIN_WAIT2")
+            .value_parser(connection_state)
+    }),
     mut_arg("time", |arg| arg.help("Add the time of day at which it began")),
     mut_arg("timestamp", |arg| arg.help("Add when it began, in seconds since the run did")),
     mut_arg("wide", |arg| arg.help(
@@ -310,7 +316,7 @@ pub struct FilterArgs {
     pub cidr: Vec<IpNet>,
 
     /// States, as old or new: close_wait, FIN_WAIT2
-    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = state)]
+    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = transition_state)]
     pub state: Vec<TcpState>,
 
     /// One network namespace: a name of `ip netns`, a path, an inode number, or `self`

@@ -11,7 +11,7 @@ use super::{
     args::{LiveArgs, hidden},
     live,
     shape::{Conditions, Periodic, Shape},
-    values::duration,
+    values::{duration, state},
 };
 use crate::analysis::{
     By, Closers, Column, Dimension, Hist, HistOptions, Measure, Order, Scale, Shown, Tally,
@@ -119,7 +119,11 @@ pub struct ClosersArgs {
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = HIST_HELP,
-    mut_arg("state", |arg| arg.help("What to measure: states, and `close` for the two closes").help_heading("Reports")),
+    mut_arg("state", |arg| {
+        arg.help("What to measure: states, and `close` for the two closes")
+            .help_heading("Reports")
+            .value_parser(hist_state)
+    }),
     mut_arg("time", hidden),
     mut_arg("timestamp", hidden),
     mut_arg("wide", |arg| arg.help("Names in full, however wide the terminal is")),
@@ -172,23 +176,12 @@ pub fn closers(args: &ClosersArgs) -> Result<Outcome> {
 
 /// Runs `tcpstate hist`.
 pub fn hist(args: &HistArgs) -> Result<Outcome> {
-    let states = &args.live.filter.state;
-    if let Some(state) = states
-        .iter()
-        .find(|state| Measure::of_state(**state).is_empty())
-    {
-        bail!(
-            "--state {}: no time is measured in it; give {}",
-            state.label(),
-            measured().join(", "),
-        );
-    }
     let by = By::new(&args.by, args.period.prefix);
     let order = order(&args.sort, args.period.top, &by.columns(), Hist::COLUMNS)?;
     let options = HistOptions {
         by,
         order,
-        states: states.clone(),
+        states: args.live.filter.state.clone(),
         scale: if args.linear {
             Scale::Linear
         } else {
@@ -268,13 +261,9 @@ pub(super) fn order(sort: &str, top: usize, keys: &[Column], columns: &[Column])
     })
 }
 
-/// The states that `hist` measures.
-fn measured() -> Vec<&'static str> {
-    TcpState::ALL
-        .into_iter()
-        .filter(|state| !Measure::of_state(*state).is_empty())
-        .map(TcpState::label)
-        .collect()
+fn hist_state(text: &str) -> Result<TcpState, String> {
+    let measured = |state| !Measure::of_state(state).is_empty();
+    state(text, measured, "no time is measured in it")
 }
 
 fn interval(text: &str) -> Result<Duration, String> {

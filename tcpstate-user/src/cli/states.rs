@@ -11,7 +11,7 @@ use super::{
     args::{LiveArgs, hidden},
     periodic::{PeriodArgs, dimension, order, run},
     shape::Conditions,
-    values::duration,
+    values::{duration, labels, state},
 };
 use crate::analysis::{By, Dimension, Leaks, LeaksOptions, States, StatesOptions, Tally};
 
@@ -45,7 +45,9 @@ Examples:
 #[command(
     after_help = STATES_HELP,
     mut_arg("state", |arg| {
-        arg.help("States to have columns for; with --leaks, to list sockets of").help_heading("Reports")
+        arg.help("States to have columns for; with --leaks, to list sockets of")
+            .help_heading("Reports")
+            .value_parser(states_state)
     }),
     mut_arg("time", hidden),
     mut_arg("timestamp", hidden),
@@ -84,9 +86,6 @@ pub fn states(args: &StatesArgs) -> Result<Outcome> {
     if args.leaks {
         return leaks(args, states);
     }
-    if let Some(state) = states.iter().find(|state| !States::counts(**state)) {
-        bail!("--state {}: no socket is counted in it", state.label());
-    }
     let by = match args.by.as_slice() {
         [] => &[Dimension::Process],
         by => by,
@@ -113,10 +112,8 @@ pub fn states(args: &StatesArgs) -> Result<Outcome> {
 
 fn leaks(args: &StatesArgs, states: Vec<TcpState>) -> Result<Outcome> {
     if let Some(state) = states.iter().find(|state| !Leaks::looks_at(**state)) {
-        bail!(
-            "--state {}: --leaks looks at close_wait, syn_sent, fin_wait1, fin_wait2, closing, last_ack",
-            state.label()
-        );
+        let (state, labels) = (state.label(), labels(Leaks::looks_at));
+        bail!("--state {state}: --leaks looks at {labels}");
     }
     let by = (!args.by.is_empty()).then(|| By::new(&args.by, args.period.prefix));
     let sort = args.sort.as_deref().unwrap_or(Leaks::SORT);
@@ -144,4 +141,10 @@ fn age(text: &str) -> Result<Duration, String> {
 
 fn states_dimension(text: &str) -> Result<Dimension, String> {
     dimension(text, &States::DIMENSIONS, |_| "states cannot tell it")
+}
+
+fn states_state(text: &str) -> Result<TcpState, String> {
+    // Whether --leaks is given is not known here.
+    state(text, States::counts, "no socket is counted in it")
+        .map_err(|why| format!("{why}; with --leaks, {}", labels(Leaks::looks_at)))
 }

@@ -116,16 +116,43 @@ fn unmapped(net: IpNet) -> IpNet {
     }
 }
 
-/// A TCP state by its name.
-pub fn state(text: &str) -> Result<TcpState, String> {
+/// A TCP state by its name, if it is of use; else `why` says why not.
+pub fn state(
+    text: &str,
+    is_of_use: impl Fn(TcpState) -> bool,
+    why: &str,
+) -> Result<TcpState, String> {
     let wanted = text.trim().replace('-', "_");
-    TcpState::ALL
+    let known = TcpState::ALL
         .into_iter()
-        .find(|state| state.name().eq_ignore_ascii_case(&wanted))
-        .ok_or_else(|| {
-            let names: Vec<_> = TcpState::ALL.iter().map(|state| state.label()).collect();
-            format!("TCP has the states {}", names.join(", "))
-        })
+        .find(|state| state.name().eq_ignore_ascii_case(&wanted));
+    if let Some(state) = known.filter(|state| is_of_use(*state)) {
+        return Ok(state);
+    }
+    let why = known.map_or(String::new(), |_| format!("{why}; "));
+    Err(format!("{why}give {}", labels(is_of_use)))
+}
+
+/// The names of those states.
+pub fn labels(is_of_use: impl Fn(TcpState) -> bool) -> String {
+    let useful = TcpState::ALL.into_iter().filter(|state| is_of_use(*state));
+    useful.map(TcpState::label).collect::<Vec<_>>().join(", ")
+}
+
+/// A state that a transition is from or to.
+pub fn transition_state(text: &str) -> Result<TcpState, String> {
+    state(text, is_seen, "no transition is from or to it")
+}
+
+/// A state that a connection can have been in.
+pub fn connection_state(text: &str) -> Result<TcpState, String> {
+    let possible = |state| is_seen(state) && state != TcpState::Listen;
+    state(text, possible, "no connection is in it")
+}
+
+/// Request sockets change their states without telling, and the other is one of the kernel's lists only.
+fn is_seen(state: TcpState) -> bool {
+    !matches!(state, TcpState::NewSynRecv | TcpState::BoundInactive)
 }
 
 /// A protocol by its name.
@@ -143,7 +170,7 @@ pub fn protocol(text: &str) -> Result<ProtocolChoice, String> {
 mod tests {
     use std::time::Duration;
 
-    use super::{buffer, duration, network, ports, protocol, state};
+    use super::{buffer, connection_state, duration, network, ports, protocol, transition_state};
 
     #[test]
     fn durations() {
@@ -200,10 +227,15 @@ mod tests {
     #[test]
     fn states_and_protocols_by_name() {
         use tcpstate_common::state::TcpState;
-        assert_eq!(state("close_wait"), Ok(TcpState::CloseWait));
-        assert_eq!(state("FIN-WAIT1"), Ok(TcpState::FinWait1));
-        assert!(state("FIN_WAIT_1").is_err());
-        assert!(state("").is_err());
+        for state in [transition_state, connection_state] {
+            assert_eq!(state("close_wait"), Ok(TcpState::CloseWait));
+            assert_eq!(state("FIN-WAIT1"), Ok(TcpState::FinWait1));
+            for bad in ["FIN_WAIT_1", "", "new_syn_recv", "bound_inactive"] {
+                assert!(state(bad).is_err(), "{bad}");
+            }
+        }
+        assert_eq!(transition_state("listen"), Ok(TcpState::Listen));
+        assert!(connection_state("listen").is_err());
         assert!(protocol("SCTP").is_ok());
         assert!(protocol("udp").is_err());
     }

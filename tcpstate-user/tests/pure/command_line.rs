@@ -107,10 +107,6 @@ fn bad_flags_say_what_why_and_what_to_do() {
             "a network with a prefix length",
         ),
         (
-            &["trace", "--state", "FIN_WAIT_1"],
-            "TCP has the states established, syn_sent",
-        ),
-        (
             &["trace", "--protocol", "udp"],
             "give tcp, mptcp, sctp or all",
         ),
@@ -155,23 +151,7 @@ fn bad_flags_say_what_why_and_what_to_do() {
             &["closers", "--by", "pid", "--sort", "uid"],
             "there are pid, comm, closes",
         ),
-        (
-            &["hist", "--sort", "p50", "--by", "pid", "--state", "listen"],
-            "--state listen: no time is measured in it",
-        ),
-        (
-            &["closers", "--state", "close"],
-            "closers counts closes, which are no states",
-        ),
         (&["closers", "--top", "0"], "invalid value '0'"),
-        (
-            &["states", "--state", "close"],
-            "no socket is counted in it",
-        ),
-        (
-            &["states", "--leaks", "--state", "time_wait"],
-            "--leaks looks at close_wait, syn_sent, fin_wait1",
-        ),
         (&["states", "--older", "5"], "--leaks"),
         (
             &["states", "--by", "state", "--sort", "close_wait"],
@@ -179,7 +159,6 @@ fn bad_flags_say_what_why_and_what_to_do() {
         ),
         (&["states", "--by", "ports"], "give process, pid"),
         (&["timewait", "--by", "state"], "timewait is of one state"),
-        (&["timewait", "--state", "time_wait"], "tcpstate states"),
         (&["closers", "--prefix", "33"], "up to 32"),
         (&["closers", "-T"], "--time: every report tells when"),
         (&["hist", "-t", "1"], "--timestamp: every report tells"),
@@ -204,6 +183,57 @@ fn nothing_is_seen_to_stay_longer_than_the_doctor_watches() {
     let message = refused(&["doctor", "--for", "2", "--stay", "60"]);
     let expected = "--stay 60: nothing can be seen to stay so long in 2 s; give --for 67 or more, or --stay 1.8 or less";
     assert!(message.contains(expected), "{message}");
+}
+
+/// Each view has its own.
+#[test]
+fn states_are_those_of_the_view() {
+    for (arguments, expected) in [
+        (
+            &["trace", "--state", "FIN_WAIT_1"][..],
+            "give established, syn_sent, syn_recv, fin_wait1, fin_wait2, time_wait, close, close_wait, last_ack, listen, closing\n",
+        ),
+        (
+            &["trace", "--state", "new_syn_recv"],
+            "no transition is from or to it; give established",
+        ),
+        (
+            &["conns", "--state", "foo"],
+            "give established, syn_sent, syn_recv, fin_wait1, fin_wait2, time_wait, close, close_wait, last_ack, closing\n",
+        ),
+        (
+            &["conns", "--state", "listen"],
+            "no connection is in it; give established",
+        ),
+        (
+            &["hist", "--state", "foo"],
+            "give established, syn_sent, syn_recv, fin_wait1, fin_wait2, time_wait, close, close_wait, last_ack, closing\n",
+        ),
+        (
+            &["states", "--state", "bound_inactive"],
+            "time_wait, close_wait, last_ack, listen, closing; with --leaks, syn_sent, fin_wait1",
+        ),
+        (
+            &["hist", "--sort", "p50", "--by", "pid", "--state", "listen"],
+            "no time is measured in it; give established",
+        ),
+        (
+            &["closers", "--state", "close"],
+            "closers counts closes, which are no states",
+        ),
+        (
+            &["states", "--state", "close"],
+            "no socket is counted in it",
+        ),
+        (
+            &["states", "--leaks", "--state", "time_wait"],
+            "--state time_wait: --leaks looks at syn_sent, fin_wait1, fin_wait2, close_wait, last_ack, closing\n",
+        ),
+        (&["timewait", "--state", "time_wait"], "tcpstate states"),
+    ] {
+        let message = refused(arguments);
+        assert!(message.contains(expected), "{arguments:?}: {message}");
+    }
 }
 
 /// Nothing that is given is ignored, whatever else is given.

@@ -93,7 +93,15 @@ fn connections_are_wanted_for_every_state_they_were_in() {
     };
     let all = rows(&[]);
     let mut were_in = Vec::new();
-    for state in TcpState::ALL {
+    let none = [
+        TcpState::Listen,
+        TcpState::NewSynRecv,
+        TcpState::BoundInactive,
+    ];
+    for state in TcpState::ALL
+        .into_iter()
+        .filter(|state| !none.contains(state))
+    {
         let was_in = |row: &&serde_json::Value| match state {
             TcpState::Close => !row["end"].is_null(),
             _ => !row["states"][state.label()].is_null(),
