@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    fs::File,
+    fs::{self, File},
     io::{self, BufWriter, IsTerminal as _, Write},
     path::{Path, PathBuf},
 };
@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use super::args::{Format, OutputArgs};
 use crate::{
     clock::Clock,
+    message::say,
     recording,
     sink::{Csv, Json, Layout, Rows, Sink, Text, escape},
 };
@@ -21,7 +22,34 @@ pub enum Target {
     /// Standard output.
     Stdout,
     /// A file.
-    File(Named),
+    File {
+        /// What is written to.
+        file: Named,
+        /// None if it was there before.
+        made: Option<Made>,
+    },
+}
+
+/// A file that we made. It goes if nothing comes of it.
+pub struct Made(Option<PathBuf>);
+
+impl Made {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = fs::remove_file(path)
+        {
+            let path = escape::path(path);
+            say(format_args!(
+                "{path}: is empty, and cannot be removed: {error}"
+            ));
+        }
+    }
 }
 
 /// A file whose errors say which it is.
@@ -55,7 +83,7 @@ impl Write for Named {
 pub const NARROW: usize = 80;
 
 /// Opens the output before anything is attached, so that a bad path fails first. What is in the file stays until
-/// [`Target::begin`].
+/// [`Target::begin`], and without that a file that was not there is gone with the target.
 pub fn open(args: &OutputArgs) -> Result<Target> {
     let Some(path) = &args.output else {
         return Ok(Target::Stdout);
@@ -66,13 +94,20 @@ pub fn open(args: &OutputArgs) -> Result<Target> {
             escape::path(path)
         );
     }
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .with_context(|| format!("--output {}: cannot be written", escape::path(path)))?;
-    Ok(Target::File(Named::new(file, path)))
+    let opened = match File::options().write(true).create_new(true).open(path) {
+        Ok(file) => Ok((file, Some(Made(Some(path.clone()))))),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let mut there = File::options();
+            // A link to what is not there yet is there, too.
+            there.write(true).create(true).truncate(false);
+            there.open(path).map(|file| (file, None))
+        }
+        Err(error) => Err(error),
+    };
+    let (file, made) =
+        opened.with_context(|| format!("--output {}: cannot be written", escape::path(path)))?;
+    let file = Named::new(file, path);
+    Ok(Target::File { file, made })
 }
 
 impl Target {
@@ -80,7 +115,10 @@ impl Target {
     pub fn begin(self) -> Box<dyn Write> {
         match self {
             Self::Stdout => buffered(io::stdout()),
-            Self::File(file) => {
+            Self::File { file, made } => {
+                if let Some(made) = made {
+                    made.keep();
+                }
                 // Devices and pipes have nothing to replace.
                 let _ = file.file.set_len(0);
                 buffered(file)

@@ -62,6 +62,44 @@ fn shown(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
+/// What fails leaves nothing behind that was not there.
+#[test]
+fn output_that_nothing_comes_of_is_as_it_was() {
+    if skipped("output_that_nothing_comes_of_is_as_it_was") {
+        return;
+    }
+    own_netns();
+    let folder = Folder::new("output");
+    let (new, old) = (folder.file("new"), folder.file("old"));
+    fs::write(&old, "kept").expect("a file");
+    for output in [&new, &old] {
+        for wrong in [
+            &["--record", "/no/such/folder/a.tcps"][..],
+            &["--hook", "classic", "--comm", "nobody"],
+        ] {
+            let trace = ["trace", "--duration", "0.1", "-o", output];
+            let printed =
+                run(Command::new(env!("CARGO_BIN_EXE_tcpstate")).args([&trace, wrong].concat()));
+            let message = String::from_utf8_lossy(&printed.stderr).into_owned();
+            assert_eq!(printed.status.code(), Some(2), "{wrong:?}: {message}");
+            assert!(!message.contains("cannot be removed"), "{message}");
+        }
+    }
+    assert!(!fs::exists(&new).expect("it can be looked at"));
+    assert_eq!(fs::read_to_string(&old).expect("it is there"), "kept");
+    let printed = Tool::start_early(&["trace", "--duration", "0.1", "-o", &new]).wait();
+    assert!(
+        matches!(printed.status.code(), Some(0 | 1)),
+        "{}",
+        printed.err
+    );
+    assert!(
+        fs::read_to_string(&new)
+            .expect("it is there")
+            .contains("LOCAL")
+    );
+}
+
 #[test]
 fn a_recording_shows_what_the_view_showed() {
     for_each_observer("a_recording_shows_what_the_view_showed", |observer| {
