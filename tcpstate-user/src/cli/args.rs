@@ -31,7 +31,12 @@ use crate::{
 
 /// Trace every TCP state transition of this machine, and measure what others leave out.
 #[derive(Debug, Parser)]
-#[command(name = "tcpstate", version, max_term_width = 100)]
+#[command(
+    name = "tcpstate",
+    version,
+    max_term_width = 100,
+    mut_subcommands(|command| command.mut_args(told_what_is_allowed)),
+)]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -163,6 +168,28 @@ pub struct LiveArgs {
     /// Recordings.
     #[command(flatten)]
     pub recording: RecordingArgs,
+}
+
+/// A flag whose value is a number, or begins with one, sees negative ones too: its error says what is allowed, where clap would take
+/// them for flags that are not there.
+fn told_what_is_allowed(arg: Arg) -> Arg {
+    const NUMBERS: [&str; 10] = [
+        "N",
+        "PID",
+        "PORTS",
+        "RATE",
+        "SECS",
+        "SHARE",
+        "SIZE",
+        "SIZE,FILES",
+        "TIME",
+        "V4,V6",
+    ];
+    let names = arg.get_value_names().unwrap_or_default();
+    // clap gives flags without a value the name of one, too.
+    let is_number = arg.get_action().takes_values()
+        && names.iter().any(|name| NUMBERS.contains(&name.as_str()));
+    arg.allow_hyphen_values(is_number)
 }
 
 /// A flag of all views that is of no use in one of them: given all the same, it is refused, and the error says why.

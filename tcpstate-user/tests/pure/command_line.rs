@@ -41,6 +41,55 @@ fn help_and_version_are_no_failures() {
     assert_eq!(tcpstate(&[]).status.code(), Some(2));
 }
 
+/// No flag is called so, and what is wrong is the value.
+#[test]
+fn negative_numbers_are_values_of_the_flag_before_them() {
+    for (command, flag, value, expected) in [
+        ("trace", "--pid", "-1", "'--pid <PID>': "),
+        ("trace", "-p", "-4", "'--pid <PID>': "),
+        ("trace", "-D", "-5", "give ports from 1 to 65535"),
+        ("trace", "-L", "-5-7", "give ports from 1 to 65535"),
+        ("trace", "--duration", "-1", "give seconds"),
+        ("trace", "--duration", "-2m", "give seconds"),
+        ("trace", "--count", "-1", "'--count <N>': "),
+        ("trace", "--max-connections", "-1", "from 1 to 100000000"),
+        ("trace", "--buffer", "-1M", "from 64K to 1G"),
+        ("trace", "--since", "-5s", "--since"),
+        ("closers", "--top", "-1", "'--top <N>': "),
+        ("closers", "--prefix", "-1,3", "up to 32"),
+        ("states", "--older", "-1", "give seconds"),
+        ("doctor", "--for", "-1", "give seconds"),
+        (
+            "doctor",
+            "--many-time-waits",
+            "-4",
+            "'--many-time-waits <N>': ",
+        ),
+        ("doctor", "--stay", "-0.5", "give a number above 0"),
+        ("record", "--rotate", "-1M,8", "give the size of a file"),
+    ] {
+        let message = refused(&[command, flag, value]);
+        assert!(message.contains(expected), "{command} {flag}: {message}");
+        assert!(!message.contains("unexpected argument"), "{message}");
+    }
+    let recording = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/fixtures/recordings/format-1.tcps"
+    );
+    let message = refused(&["trace", "--from", recording, "--since", "-5s"]);
+    assert!(
+        message.contains("--since -5s: give a time of day"),
+        "{message}"
+    );
+    // These look like numbers, and are flags.
+    for flag in ["-4", "-6"] {
+        let filtered = ["trace", "--from", recording, "-L", "1", flag];
+        assert_eq!(tcpstate(&filtered).status.code(), Some(1), "{flag}");
+        let message = refused(&["closers", flag, "soon"]);
+        assert!(message.contains("[INTERVAL]"), "{message}");
+    }
+}
+
 /// What a command always refuses, its help does not offer.
 #[test]
 fn help_has_what_a_command_takes() {
