@@ -19,8 +19,8 @@ use super::{
     states::StatesArgs,
     timewait::WaitsArgs,
     values::{
-        buffer, connection_state, connections, duration, network, output, ports, protocol,
-        transition_state,
+        buffer, connection_state, connections, count, duration, network, output, pid, ports,
+        protocol, transition_state,
     },
 };
 use crate::{
@@ -154,7 +154,7 @@ pub struct LiveArgs {
     pub duration: Option<Duration>,
 
     /// End after this many lines (or reports)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = count::<u64>)]
     pub count: Option<u64>,
 
     /// How many open connections to remember; the longest silent are forgotten first
@@ -323,7 +323,7 @@ impl HookChoice {
 )]
 pub struct FilterArgs {
     /// Processes with these ids, as far as the process is known
-    #[arg(short, long, value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "PID", value_delimiter = ',', value_parser = pid)]
     pub pid: Vec<u32>,
 
     /// Processes with these names (the kernel keeps 15 bytes), as far as the process is known

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use clap::{Args as ClapArgs, builder::RangedU64ValueParser};
+use clap::Args as ClapArgs;
 use tcpstate_common::state::TcpState;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     args::{LiveArgs, hidden},
     live,
     shape::{Conditions, Periodic, Shape},
-    values::{duration, state},
+    values::{count, duration, state},
 };
 use crate::analysis::{
     By, Closers, Column, Dimension, Hist, HistOptions, Measure, Order, Scale, Shown, Tally,
@@ -26,11 +26,11 @@ pub struct PeriodArgs {
     pub interval: Option<Duration>,
 
     /// End after so many reports
-    #[arg(help_heading = None, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(help_heading = None, value_name = "COUNT", value_parser = count::<u64>)]
     pub reports: Option<u64>,
 
     /// How many groups to show; the others are summed up
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = count::<usize>)]
     pub top: usize,
 
     /// The networks of --by cidr: bits of the prefix in IPv4 and in IPv6

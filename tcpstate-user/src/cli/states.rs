@@ -135,7 +135,9 @@ fn leaks(args: &StatesArgs, states: Vec<TcpState>) -> Result<Outcome> {
 fn age(text: &str) -> Result<Duration, String> {
     match text.trim() {
         "0" | "0s" => Ok(Duration::ZERO),
-        text => duration(text),
+        text => duration(text).map_err(|_| {
+            "give seconds, or a number with a unit, or 0 for all: 90, 1.5, 60s, 2m".to_owned()
+        }),
     }
 }
 

@@ -12,15 +12,14 @@ use crate::event::Protocol;
 pub fn duration(text: &str) -> Result<Duration, String> {
     const HINT: &str = "give seconds, or a number with a unit: 90, 1.5, 60s, 2m";
     let duration = match text.parse::<f64>() {
-        Ok(seconds) => {
-            Duration::try_from_secs_f64(seconds).map_err(|error| format!("{error}; {HINT}"))?
-        }
+        Ok(seconds) if seconds < 0.0 => Some(Duration::ZERO),
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
         Err(_) => text
             .parse::<jiff::SignedDuration>()
             .ok()
-            .and_then(|duration| Duration::try_from(duration).ok())
-            .ok_or(HINT)?,
+            .map(|duration| Duration::try_from(duration).unwrap_or_default()),
     };
+    let duration = duration.ok_or(HINT)?;
     if duration.is_zero() {
         return Err(format!("must be more than nothing; {HINT}"));
     }
@@ -64,6 +63,20 @@ pub fn output(path: PathBuf) -> Result<PathBuf, &'static str> {
         return Err("leave it out for standard output (./- is a file of that name)");
     }
     Ok(path)
+}
+
+/// How many of something.
+pub fn count<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    let number = text.parse::<u64>().ok().filter(|number| *number != 0);
+    number
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| format!("give a number from 1 to {}", u64::MAX))
+}
+
+/// A process.
+pub fn pid(text: &str) -> Result<u32, String> {
+    let pid = text.parse().ok().filter(|pid| *pid != 0);
+    pid.ok_or_else(|| format!("give process ids from 1 to {}: 1234,5678", u32::MAX))
 }
 
 /// How many connections to remember.
@@ -170,16 +183,37 @@ pub fn protocol(text: &str) -> Result<ProtocolChoice, String> {
 mod tests {
     use std::time::Duration;
 
-    use super::{buffer, connection_state, duration, network, ports, protocol, transition_state};
+    use super::{
+        buffer, connection_state, count, duration, network, pid, ports, protocol, transition_state,
+    };
 
     #[test]
     fn durations() {
         assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("1.5"), Ok(Duration::from_millis(1500)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for bad in ["", "0", "-1", "nan", "inf", "1e30", "soon", "-2m"] {
-            assert!(duration(bad).is_err(), "{bad}");
+        for bad in ["", "nan", "inf", "1e30", "1e400", "soon"] {
+            let why = duration(bad).err().unwrap_or_default();
+            assert!(why.starts_with("give seconds"), "{bad}: {why}");
         }
+        for bad in ["0", "0s", "-1", "-inf", "-2m"] {
+            let why = duration(bad).err().unwrap_or_default();
+            assert!(why.starts_with("must be more than nothing"), "{bad}: {why}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers() {
+        assert_eq!(count("18446744073709551615"), Ok(u64::MAX));
+        assert_eq!(count("1"), Ok(1_usize));
+        assert_eq!(pid("4194304"), Ok(4_194_304));
+        for bad in ["", "0", "-1", "1.5", "18446744073709551616", "one"] {
+            let why = count::<u64>(bad).err().unwrap_or_default();
+            assert!(why.starts_with("give a number from 1"), "{bad}: {why}");
+            let why = pid(bad).err().unwrap_or_default();
+            assert!(why.starts_with("give process ids from 1"), "{bad}: {why}");
+        }
+        assert!(count::<u8>("256").is_err());
     }
 
     #[test]

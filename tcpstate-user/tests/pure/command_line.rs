@@ -159,6 +159,18 @@ fn bad_flags_say_what_why_and_what_to_do() {
             &["trace", "--protocol", "udp"],
             "give tcp, mptcp, sctp or all",
         ),
+        (&["trace", "--duration", "1e400"], "': give seconds, or a"),
+        (&["trace", "--pid", ""], "give process ids from 1 to"),
+        (&["trace", "--pid", "1,,2"], "give process ids from 1 to"),
+        (
+            &["closers", "--top", "99999999999999999999"],
+            "give a number from 1 to 18446744073709551615",
+        ),
+        (
+            &["closers", "1", "one"],
+            "give a number from 1 to 18446744073709551615",
+        ),
+        (&["states", "--leaks", "--older", "-0.5"], "or 0 for all"),
         (&["trace", "--duration", "soon"], "90, 1.5, 60s, 2m"),
         (
             &["trace", "--count", "0"],
