@@ -19,8 +19,8 @@ use super::{
     states::StatesArgs,
     timewait::WaitsArgs,
     values::{
-        buffer, connection_state, connections, count, duration, network, output, pid, ports,
-        protocol, transition_state,
+        buffer, cgroup, connection_state, connections, count, duration, network, output, pid,
+        ports, protocol, transition_state,
     },
 };
 use crate::{
@@ -351,7 +351,7 @@ pub struct FilterArgs {
     pub netns: Option<String>,
 
     /// Sockets made in this cgroup or below it: a path below the cgroup root
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = cgroup)]
     pub cgroup: Vec<String>,
 
     /// IPv4 only, with IPv4-mapped IPv6

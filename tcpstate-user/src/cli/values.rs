@@ -65,6 +65,16 @@ pub fn output(path: PathBuf) -> Result<PathBuf, &'static str> {
     Ok(path)
 }
 
+/// A cgroup, which the machine or the recording has to know.
+pub fn cgroup(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err(
+            "give a path below the cgroup root, as /proc/PID/cgroup has it after `0::`".to_owned(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
 /// How many of something.
 pub fn count<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
     let number = text.parse::<u64>().ok().filter(|number| *number != 0);

@@ -95,7 +95,10 @@ impl Cgroups {
     /// If there is no such cgroup.
     pub fn find(&self, name: &str) -> Result<String> {
         let Some(root) = &self.root else {
-            bail!("no cgroup v2 hierarchy is mounted, so cgroups have no names here");
+            bail!(
+                "no cgroup v2 hierarchy is mounted, so cgroups have no names here; mount it \
+                 (`mount -t cgroup2 none /sys/fs/cgroup`), or filter with --pid or --comm"
+            );
         };
         let given = Path::new(name);
         let mut path = PathBuf::new();
@@ -113,7 +116,10 @@ impl Cgroups {
             }
         }
         if !root.link().join(&path).is_dir() {
-            bail!("no cgroup {name:?} below {}", root.mount.display());
+            bail!(
+                "no cgroup {name:?} below {}; give a path below it, as /proc/PID/cgroup has it after `0::`",
+                root.mount.display()
+            );
         }
         Ok(format!("/{}", path.to_string_lossy()))
     }

@@ -18,12 +18,16 @@ use crate::filter::Netns;
 /// Where `ip netns` keeps names.
 const NAMES: &str = "/run/netns";
 const OWN: &str = "/proc/thread-self/ns/net";
+const HINT: &str = "give a name of `ip netns list`, a path, an inode number, or `self`";
 
 /// Finds a namespace by a name of `ip netns`, a path (`/proc/1234/ns/net`), an inode number, or `self`.
 ///
 /// # Errors
 /// If there is none, or it cannot be looked at.
 pub fn find(name: &str) -> Result<Netns> {
+    if name.is_empty() {
+        bail!("{HINT}");
+    }
     let path = if name == "self" {
         PathBuf::from(OWN)
     } else if name.contains('/') {
@@ -41,7 +45,7 @@ pub fn find(name: &str) -> Result<Netns> {
     };
     let file = File::open(&path).with_context(|| {
         format!(
-            "network namespace {name:?}: cannot open {}; give a name of `ip netns list`, a path, an inode number, or `self`",
+            "network namespace {name:?}: cannot open {}; {HINT}",
             path.display()
         )
     })?;
@@ -50,7 +54,7 @@ pub fn find(name: &str) -> Result<Netns> {
         .with_context(|| format!("{}", path.display()))?
         .ino();
     let (Ok(inode), true) = (u32::try_from(inode), is_netns(&file)) else {
-        bail!("{} is no network namespace", path.display());
+        bail!("{} is no network namespace; {HINT}", path.display());
     };
     Ok(Netns {
         inode,

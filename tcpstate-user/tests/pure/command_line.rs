@@ -355,7 +355,20 @@ fn what_is_not_there_is_said_before_anything_is_attached() {
         ),
         (
             &["trace", "--netns", "/etc/passwd"],
-            "is no network namespace",
+            "is no network namespace; give a name of `ip netns list`",
+        ),
+        (
+            &["trace", "--netns", "/tmp"],
+            "/tmp is no network namespace; give a name of `ip netns list`",
+        ),
+        (
+            &["trace", "--netns", ""],
+            "--netns: give a name of `ip netns list`, a path, an inode number, or `self`",
+        ),
+        (&["trace", "--comm", ""], "--comm: give a name"),
+        (
+            &["trace", "--cgroup", ""],
+            "give a path below the cgroup root",
         ),
         (&["trace", "--cgroup", "/no/such/group"], "cgroup"),
         (&["trace", "--cgroup", "../../.."], "cgroup"),
