@@ -12,7 +12,7 @@ use super::{
     record::RecordingArgs,
     shape::{Conditions, Periodic, Shape},
     terminal,
-    values::duration,
+    values::{connections, duration},
 };
 use crate::{
     analysis::Tally,
@@ -74,7 +74,7 @@ pub struct DoctorArgs {
     pub thresholds: Thresholds,
 
     /// How many open connections to remember; the longest silent are forgotten first
-    #[arg(long, value_name = "N", default_value_t = MAX_CONNECTIONS)]
+    #[arg(long, value_name = "N", default_value_t = MAX_CONNECTIONS, value_parser = connections)]
     pub max_connections: usize,
 
     /// How to look.

@@ -53,7 +53,7 @@ pub const ORPHANS_SHARE: f64 = 0.25;
 #[command(next_help_heading = "Thresholds")]
 pub struct Thresholds {
     /// time-wait: TIME_WAITs in a network namespace that are worth a word
-    #[arg(long, value_name = "N", default_value_t = MANY_TIME_WAITS)]
+    #[arg(long, value_name = "N", default_value_t = MANY_TIME_WAITS, value_parser = number)]
     pub many_time_waits: u64,
 
     /// ports: share of the local ports towards one destination that is too much, 0 to 1
@@ -65,7 +65,7 @@ pub struct Thresholds {
     pub ports_soon: f64,
 
     /// bind: failures of one process at one port that are too many
-    #[arg(long, value_name = "N", default_value_t = FAILED_BINDS, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = FAILED_BINDS, value_parser = count)]
     pub failed_binds: u64,
 
     /// close-wait, pile-up, failed: seconds in a state that only passes that are too long [default: 10, or nine tenths of the
@@ -74,11 +74,11 @@ pub struct Thresholds {
     pub stay: Option<f64>,
 
     /// close-wait, pile-up: sockets that stay so long, of one process and service, that are too many
-    #[arg(long, value_name = "N", default_value_t = STAYING, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = STAYING, value_parser = count)]
     pub staying: u64,
 
     /// failed, reset: connections with one service that are too many
-    #[arg(long, value_name = "N", default_value_t = FAILED, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = FAILED, value_parser = count)]
     pub failed: u64,
 
     /// failed, reset: share of all with that service that is too much, 0 to 1
@@ -98,15 +98,15 @@ pub struct Thresholds {
     pub buckets_share: f64,
 
     /// cut-short: TIME_WAITs in a network namespace that a RST ended that are too many
-    #[arg(long, value_name = "N", default_value_t = CUT_SHORT, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = CUT_SHORT, value_parser = count)]
     pub cut_short: u64,
 
     /// nat: segments refused in TIME_WAIT for an old timestamp that are too many
-    #[arg(long, value_name = "N", default_value_t = REFUSED_IN_WAIT, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = REFUSED_IN_WAIT, value_parser = count)]
     pub refused_in_wait: u64,
 
     /// nat: new connections from ports in TIME_WAIT that are worth a word
-    #[arg(long, value_name = "N", default_value_t = TAKEN_OVER, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = TAKEN_OVER, value_parser = count)]
     pub taken_over: u64,
 
     /// nat: new connections a second from one address to one service that are worth a word
@@ -114,7 +114,7 @@ pub struct Thresholds {
     pub peer_rate: f64,
 
     /// first-close, closing: closes that are enough to say something
-    #[arg(long, value_name = "N", default_value_t = CLOSES, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = CLOSES, value_parser = count)]
     pub closes: u64,
 
     /// closing: share of simultaneous closes that is worth a word, 0 to 1
@@ -180,6 +180,16 @@ pub fn nanoseconds(seconds: f64) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+fn number(text: &str) -> Result<u64, String> {
+    let number = text.parse();
+    number.map_err(|_| format!("give a number from 0 to {}", u64::MAX))
+}
+
+fn count(text: &str) -> Result<u64, String> {
+    let count = text.parse().ok().filter(|count| *count != 0);
+    count.ok_or_else(|| format!("give a number from 1 to {}", u64::MAX))
+}
+
 fn share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok();
     share
@@ -198,7 +208,7 @@ fn positive(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Thresholds, longest_stay, nanoseconds, positive, share};
+    use super::{Thresholds, count, longest_stay, nanoseconds, number, positive, share};
 
     #[test]
     fn thresholds_are_numbers_that_make_sense() {
@@ -210,6 +220,11 @@ mod tests {
         for bad in ["", "0", "-1", "inf", "NaN", "1e30", "10s"] {
             assert!(positive(bad).is_err(), "{bad}");
         }
+        assert_eq!((number("0"), count("7")), (Ok(0), Ok(7)));
+        for bad in ["", "-4", "1.5", "99999999999999999999"] {
+            assert!(number(bad).is_err() && count(bad).is_err(), "{bad}");
+        }
+        assert!(count("0").is_err());
         assert_eq!(nanoseconds(0.25), 250_000_000);
     }
 

@@ -63,8 +63,10 @@ fn negative_numbers_are_values_of_the_flag_before_them() {
             "doctor",
             "--many-time-waits",
             "-4",
-            "'--many-time-waits <N>': ",
+            "'--many-time-waits <N>': give a number from 0",
         ),
+        ("doctor", "--failed", "-1", "give a number from 1"),
+        ("doctor", "--max-connections", "-1", "from 1 to 100000000"),
         ("doctor", "--stay", "-0.5", "give a number above 0"),
         ("record", "--rotate", "-1M,8", "give the size of a file"),
     ] {
