@@ -117,18 +117,15 @@ fn finding(
         "local_first",
         counts.local,
         format!(
-            "closed first by the server: {}, {} of them by RST",
-            counts.local, counts.local_rst
+            "closed first by the server: {}",
+            by_rst(counts.local, counts.local_rst)
         ),
     );
     finding.count("local_rst", counts.local_rst, String::new());
     finding.count(
         "remote_first",
         counts.remote,
-        format!(
-            "by clients: {}, {} of them by RST",
-            counts.remote, counts.remote_rst
-        ),
+        format!("by clients: {}", by_rst(counts.remote, counts.remote_rst)),
     );
     finding.count("remote_rst", counts.remote_rst, String::new());
     if snapshot.timewait {
@@ -159,6 +156,14 @@ fn finding(
     }
     finding.see = vec![format!("tcpstate closers -L {port} 10")];
     finding
+}
+
+/// How many, and how many of them by RST.
+fn by_rst(closes: u64, rst: u64) -> String {
+    match closes {
+        0 => "0".to_owned(),
+        _ => format!("{closes}, {rst} of them by RST"),
+    }
 }
 
 /// What it means for both sides; a RST leaves no TIME_WAIT (`__tcp_close`, `tcp_reset`).
