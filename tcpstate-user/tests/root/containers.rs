@@ -153,7 +153,7 @@ fn cgroups_without_names_are_said_to_have_none() {
     let (out, _) = without(&["probe"]);
     assert!(out.contains(&format!("\n  {LOST} (no mounted")), "{out}");
     let (_, err) = without(&["closers", "--duration", "0.2", "--record", file]);
-    let expected = format!("warning: {LOST} lost, since there is no mounted cgroup v2 hierarchy: ");
+    let expected = format!("warning: lost: {LOST} (no mounted cgroup v2 hierarchy: ");
     assert_eq!(err.matches(&expected).count(), 1, "{err}");
     let (out, _) = without(&["info", file]);
     assert!(out.contains(LOST), "{out}");
