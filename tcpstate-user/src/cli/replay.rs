@@ -81,9 +81,7 @@ where
     }
     for Missing { what, loses } in &header.missing {
         let (what, loses) = (escape::text(what), escape::text(loses));
-        say(format_args!(
-            "warning: {loses} lost, since there was no {what}"
-        ));
+        say(format_args!("warning: lost: {loses} (no {what})"));
     }
     let skipped = match since {
         Some(since) if args.recording.skip_earlier => {

@@ -11,18 +11,9 @@ use serde_json::Value;
 
 use crate::{
     server::{CHILD_ACCEPTS, Server, greeted},
-    support::{Printed, Tool, own_netns, port, probe, run, skipped, sysctl},
+    support::{Printed, Tool, lacks_calls, own_netns, port, run, skipped, sysctl},
     views::{groups, in_state, wait_until},
 };
-
-/// Whether this kernel does not let system calls be watched; says so then.
-fn lacks_calls(test: &str) -> bool {
-    let calls = &probe()["system_calls"];
-    if calls["works"] != true {
-        eprintln!("SKIPPED {test}: {}", calls["reason"]);
-    }
-    calls["works"] != true
-}
 
 /// The transitions of the server's end of a connection from this port.
 fn of_server(printed: &Printed, client: u16) -> Vec<Value> {

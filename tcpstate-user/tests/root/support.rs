@@ -31,6 +31,20 @@ pub fn skipped(test: &str) -> bool {
     false
 }
 
+/// Whether system calls can be watched.
+pub fn calls_work() -> bool {
+    probe()["system_calls"]["works"] == true
+}
+
+/// Whether they cannot; says so then.
+pub fn lacks_calls(test: &str) -> bool {
+    let lacks = !calls_work();
+    if lacks {
+        eprintln!("SKIPPED {test}: {}", probe()["system_calls"]["reason"]);
+    }
+    lacks
+}
+
 /// What `tcpstate probe -j` says of this kernel.
 pub fn probe() -> Value {
     let mut probe = Command::new(env!("CARGO_BIN_EXE_tcpstate"));

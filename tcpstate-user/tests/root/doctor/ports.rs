@@ -6,7 +6,9 @@ use super::{connect, doctor, findings, listener, seen, serve};
 use crate::{
     containers::Cgroup,
     python::{Python, lacks_python},
-    support::{lacks_timewait, nobody_starts, own_netns, probe, skipped, start, sysctl, text},
+    support::{
+        lacks_calls, lacks_timewait, nobody_starts, own_netns, skipped, start, sysctl, text,
+    },
 };
 
 #[test]
@@ -70,14 +72,6 @@ fn as_many_time_waits_with_ports_left_are_no_alarm() {
     assert_eq!(found.len(), 1, "{}", printed.out);
     assert_eq!(found[0]["severity"], "fine");
     assert_eq!(seen(&found[0], "now"), 50);
-}
-
-fn lacks_calls(test: &str) -> bool {
-    let lacks = probe()["system_calls"]["works"] != true;
-    if lacks {
-        eprintln!("SKIPPED {test}: system calls cannot be watched here");
-    }
-    lacks
 }
 
 #[test]
