@@ -13,15 +13,13 @@ use serde_json::Value;
 
 use crate::{
     counters::counter,
-    support::{Tool, for_each_observer, port, sysctl},
+    support::{Tool, connections_asked_for, for_each_observer, port, sysctl},
     timewait::in_the_list,
 };
 
-/// Connections before ports are used again; `TCPSTATE_TEST_CONNECTIONS` says how many in two rounds.
+/// Connections before ports are used again.
 fn round() -> u16 {
-    let asked_for = std::env::var("TCPSTATE_TEST_CONNECTIONS").ok();
-    let connections = asked_for.and_then(|count| count.parse::<u16>().ok());
-    connections.unwrap_or(20_000) / 2
+    connections_asked_for().unwrap_or(20_000) / 2
 }
 
 /// Opens connections one after the other and closes each on both ends, the client first: every other one by shutdown(), so

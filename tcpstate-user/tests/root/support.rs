@@ -45,6 +45,13 @@ pub fn lacks_calls(test: &str) -> bool {
     lacks
 }
 
+/// How many connections a test that makes thousands shall make instead: fewer where that takes long, or where a reader may not run
+/// for seconds (an emulated machine).
+pub fn connections_asked_for() -> Option<u16> {
+    let asked_for = std::env::var("TCPSTATE_TEST_CONNECTIONS").ok()?;
+    asked_for.parse().ok()
+}
+
 /// What `tcpstate probe -j` says of this kernel.
 pub fn probe() -> Value {
     let mut probe = Command::new(env!("CARGO_BIN_EXE_tcpstate"));

@@ -86,7 +86,7 @@ pub const VARIANTS: [Variant; 6] = [
                     "--skip",
                     "netem::",
                 ],
-                variables: &[],
+                variables: &[FEWER],
             },
             Plan {
                 label: "loss, delay and disorder by netem",

@@ -12,38 +12,40 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{ACTIVE, PASSIVE, assert_all, connect, seconds};
-use crate::support::{Tool, nobody_starts, own_netns, port, skipped, steps, text};
+use crate::support::{
+    Tool, connections_asked_for, nobody_starts, own_netns, port, skipped, steps, text,
+};
 
 #[test]
 fn every_transition_of_ten_thousand_connections_is_accounted_for() {
-    const CONNECTIONS: u64 = 10_000;
     if skipped("every_transition_of_ten_thousand_connections_is_accounted_for") {
         return;
     }
+    let connections = connections_asked_for().map_or(10_000, u64::from);
     own_netns();
     let tool = Tool::trace(&[]);
     let alone = nobody_starts();
-    churn(CONNECTIONS);
+    churn(connections);
     drop(alone);
     let printed = tool.stop();
     let mut counts = BTreeMap::new();
     for step in steps(&printed.transitions()) {
         *counts.entry(step).or_insert(0_u64) += 1;
     }
+    let summary = printed.summary();
     for step in ACTIVE.iter().chain(&PASSIVE) {
         assert_eq!(
             counts.get(*step),
-            Some(&CONNECTIONS),
-            "{step} in {counts:?}"
+            Some(&connections),
+            "{step} in {counts:?}, {summary}"
         );
     }
-    let summary = printed.summary();
     assert_eq!(
         summary["events"],
-        CONNECTIONS * 10 + 2,
+        connections * 10 + 2,
         "and the listener: {counts:?}"
     );
-    assert_eq!(summary["connections"], CONNECTIONS * 2 + 1);
+    assert_eq!(summary["connections"], connections * 2 + 1);
     assert_eq!(summary["damaged"], 0);
     assert_eq!(
         summary["loss"],
