@@ -66,9 +66,9 @@ pub struct Args {
     /// Fetch the newest packages of these kernels, even if there are some already
     #[arg(long)]
     refresh: bool,
-    /// Seconds that all tests of a guest may take, with its start
-    #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u64).range(1..))]
-    limit: u64,
+    /// Seconds that all tests of a guest may take, with its start [default: 180, for arm64 1200]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
     /// Seconds that one test may take
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     test_limit: u64,
@@ -290,6 +290,8 @@ impl Host<'_> {
             fs::copy(&files.image, &image)
                 .with_context(|| format!("{} cannot be written", image.display()))?;
         }
+        // Emulating arm64 takes several times as long.
+        let limit = if arch == arch::AARCH64 { 1200 } else { 180 };
         let guest = Guest {
             arch,
             image: &image,
@@ -298,7 +300,7 @@ impl Host<'_> {
             append: &format!("{} {}", variant.append, self.args.append),
             console: folder.join("console.log"),
             report: folder.join("report.log"),
-            limit: Duration::from_secs(self.args.limit),
+            limit: Duration::from_secs(self.args.limit.unwrap_or(limit)),
             threads: qemu::threads_are_safe(arch),
         };
         eprintln!(
