@@ -66,7 +66,7 @@ pub struct Args {
     /// Fetch the newest packages of these kernels, even if there are some already
     #[arg(long)]
     refresh: bool,
-    /// Seconds that all tests of a guest may take, with its start [default: 180, for arm64 1200]
+    /// Seconds that all tests of a guest may take, with its start [default: 180, for arm64 1800]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
     /// Seconds that one test may take
@@ -291,7 +291,7 @@ impl Host<'_> {
                 .with_context(|| format!("{} cannot be written", image.display()))?;
         }
         // Emulating arm64 takes several times as long.
-        let limit = if arch == arch::AARCH64 { 1200 } else { 180 };
+        let limit = if arch == arch::AARCH64 { 1800 } else { 180 };
         let guest = Guest {
             arch,
             image: &image,
