@@ -19,6 +19,7 @@ use crate::support::{
     Printed, Tool, for_each_observer, nobody_starts, observers, own_netns, port, probe, skipped,
     start, steps, sysctl, text,
 };
+use crate::views::wait_until;
 
 /// A connection to a listener on this port; the listener ends with it.
 pub(crate) struct Pair {
@@ -51,6 +52,23 @@ pub(crate) fn half_close(pair: Pair) -> (TcpStream, u16) {
     drop(client);
     assert_eq!(server.read(&mut [0]).expect("the end of the stream"), 0);
     (server, client_port)
+}
+
+/// The same, until a minisocket comes of it: a socket whose FIN is acknowledged just as close() lets go of it stays a full one, in
+/// FIN_WAIT2 (`sock_owned_by_user` in `tcp_rcv_state_process`).
+pub(crate) fn half_closed(listener: &TcpListener) -> (TcpStream, u16) {
+    loop {
+        let (server, port) = half_close(connect(listener));
+        wait_until("the acknowledgement", || !in_the_list(port, &["04"]));
+        if !is_full(port) {
+            return (server, port);
+        }
+    }
+}
+
+/// Whether the kernel lists a full socket in FIN_WAIT2 with this local port: minisockets have a timer of their own kind (3).
+fn is_full(port: u16) -> bool {
+    listed(port).any(|words| words[3] == "05" && !words[5].starts_with("03:"))
 }
 
 /// What the minisocket of this port did: `old->new` and reason.
@@ -100,13 +118,19 @@ pub(crate) const CLOSING: [&str; 3] = ["04", "05", "06"];
 
 /// Whether the namespace of this thread lists a socket with this local port in one of these states.
 pub(crate) fn in_the_list(port: u16, states: &[&str]) -> bool {
+    listed(port).any(|words| states.contains(&words[3].as_str()))
+}
+
+/// The words of each line of the list of sockets with this local port.
+fn listed(port: u16) -> impl Iterator<Item = Vec<String>> {
     let list = fs::read_to_string("/proc/thread-self/net/tcp").expect("the list of sockets");
     let local = format!(":{port:04X}");
-    list.lines().any(|line| {
-        let words: Vec<_> = line.split_ascii_whitespace().collect();
-        words.get(1).is_some_and(|end| end.ends_with(&local))
-            && words.get(3).is_some_and(|state| states.contains(state))
-    })
+    let lines: Vec<Vec<_>> = list
+        .lines()
+        .map(|line| line.split_ascii_whitespace().map(str::to_owned).collect())
+        .collect();
+    let of_port = lines.into_iter();
+    of_port.filter(move |words| words.len() > 5 && words[1].ends_with(&local))
 }
 
 fn has_ss() -> bool {
@@ -154,7 +178,7 @@ fn expiry_agrees_with_the_namespaces_own_list() {
         let tool = Tool::timewait(observer);
         let late = thread::spawn(destroyed_late);
         let listener = listener();
-        let (server, client_port) = half_close(connect(&listener));
+        let (server, client_port) = half_closed(&listener);
         // TIME_WAIT begins at some time from here on.
         let began = now();
         drop(server);
@@ -212,7 +236,7 @@ fn destroyed_late() -> (Vec<u16>, bool) {
     let listener = listener();
     let mut begun = Vec::new();
     for _ in 0..5 {
-        let (server, port) = half_close(connect(&listener));
+        let (server, port) = half_closed(&listener);
         drop(server);
         begun.push((Instant::now(), port));
         thread::sleep(Duration::from_millis(370));
@@ -237,10 +261,10 @@ fn fin_wait2_of_the_minisocket_lasts_until_the_fin_comes() {
             let _recording = record(observer, "late_fin");
             let tool = Tool::timewait(observer);
             let listener = listener();
-            let (prompt, prompt_port) = half_close(connect(&listener));
+            let (prompt, prompt_port) = half_closed(&listener);
             thread::sleep(Duration::from_millis(300));
             drop(prompt);
-            let (server, client_port) = half_close(connect(&listener));
+            let (server, client_port) = half_closed(&listener);
             thread::sleep(Duration::from_millis(3500));
             drop(server);
             thread::sleep(Duration::from_millis(300));
@@ -272,7 +296,7 @@ fn fin_wait2_that_times_out() {
         sysctl("net/ipv4/tcp_fin_timeout", "1");
         let tool = Tool::timewait(observer);
         let listener = listener();
-        let (_server, client_port) = half_close(connect(&listener));
+        let (_server, client_port) = half_closed(&listener);
         wait_until_gone(client_port);
         let printed = tool.stop();
         assert_ended(&printed, client_port, "fin_wait2", "expired");
@@ -285,11 +309,11 @@ fn what_ends_a_half_closed_minisocket() {
     for_each_observer("what_ends_a_half_closed_minisocket", |observer| {
         let tool = Tool::timewait(observer);
         let listener = listener();
-        let (mut server, data_port) = half_close(connect(&listener));
+        let (mut server, data_port) = half_closed(&listener);
         thread::sleep(Duration::from_millis(100));
         server.write_all(b"too late").expect("sent");
         wait_until_gone(data_port);
-        let (server, reset_port) = half_close(connect(&listener));
+        let (server, reset_port) = half_closed(&listener);
         thread::sleep(Duration::from_millis(100));
         crate::socket::abort(server);
         wait_until_gone(reset_port);
@@ -376,7 +400,7 @@ fn destroyed_by_an_administrator() {
         let _recording = record(observer, "destroyed");
         let tool = Tool::timewait(observer);
         let listener = listener();
-        let (server, client_port) = half_close(connect(&listener));
+        let (server, client_port) = half_closed(&listener);
         drop(server);
         if !destroy(client_port) {
             eprintln!("SKIPPED destroyed_by_an_administrator: this kernel destroys no minisockets");
@@ -487,7 +511,7 @@ fn a_namespace_takes_its_minisockets_along() {
             let _alone = nobody_starts();
             let listener =
                 TcpListener::bind((Ipv4Addr::LOCALHOST, server_port)).expect("a listener");
-            let (server, client_port) = half_close(connect(&listener));
+            let (server, client_port) = half_closed(&listener);
             drop(server);
             (client_port, recording)
         })
