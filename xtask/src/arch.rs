@@ -86,34 +86,33 @@ impl Arch {
             } = self;
             missing.push(format!("{compiler} (install the packages {packages})"));
         }
-        if !self.has_library() {
+        if let Ok(target) = self.target()
+            && !has_library(&target)
+        {
             missing.push(format!(
-                "Rust's standard library for {0} (run `rustup target add {0}-unknown-linux-gnu`)",
-                self.name
+                "Rust's standard library for {target} (run `rustup target add {target}`)"
             ));
         }
         missing
     }
 
-    fn has_library(self) -> bool {
-        let Ok(target) = self.target() else {
-            return false;
-        };
-        let mut rustc = Command::new("rustc");
-        rustc.args(["--print", "target-libdir", "--target", &target]);
-        command::answer(&mut rustc).is_some_and(|folder| Path::new(&folder).is_dir())
-    }
-
     /// Installs Rust's standard library for it, if it is not there.
     pub fn install_library(self) -> Result<()> {
-        if self.has_library() || !command::exists("rustup") {
+        let target = self.target()?;
+        if has_library(&target) || !command::exists("rustup") {
             return Ok(());
         }
         let mut rustup = Command::new("rustup");
-        rustup.args(["target", "add", &self.target()?]);
+        rustup.args(["target", "add", &target]);
         eprintln!("xtask: {}", command::shown(&rustup));
         command::run(&mut rustup, "see its message above; it needs the network")
     }
+}
+
+fn has_library(target: &str) -> bool {
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--print", "target-libdir", "--target", target]);
+    command::answer(&mut rustc).is_some_and(|folder| Path::new(&folder).is_dir())
 }
 
 /// Whether a program of 64 bits needs another one to load it: then it is not static (`PT_INTERP`, see elf(5)).

@@ -79,7 +79,7 @@ fn missing(checkout: &Checkout) -> Vec<String> {
         .into_iter()
         .chain(packages)
         .chain(missing_linker())
-        .chain(vm::missing())
+        .chain(vm::missing(&arch::ALL))
         .chain(python::missing(checkout))
         .collect()
 }

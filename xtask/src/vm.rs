@@ -2,6 +2,7 @@
 
 mod apt;
 mod cpio;
+mod files;
 mod golden;
 mod image;
 mod kernel;
@@ -27,13 +28,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
 
+use self::files::write;
 use self::image::Programs;
 use self::kernel::{KERNELS, Kernel};
 use self::lock::Lock;
 use self::orders::Orders;
 use self::outcome::{Outcome, seconds};
 use self::protocol::Verdict;
-use self::qemu::{Guest, Took};
+use self::qemu::{Guest, Machine, Took};
 use self::results::Results;
 use self::variant::{STANDARD, VARIANTS, Variant};
 use crate::arch::{self, Arch};
@@ -112,7 +114,12 @@ impl Args {
 }
 
 pub fn perform(args: &Args, checkout: &Checkout) -> Result<ExitCode> {
-    let missing = missing();
+    let wanted = args.wanted();
+    let archs: Vec<_> = arch::ALL
+        .into_iter()
+        .filter(|arch| wanted.iter().any(|(kernel, _)| kernel.arch == *arch))
+        .collect();
+    let missing = missing(&archs);
     if !missing.is_empty() {
         bail!(
             "guests cannot be run, missing: {}; `cargo xtask setup` installs it",
@@ -121,13 +128,10 @@ pub fn perform(args: &Args, checkout: &Checkout) -> Result<ExitCode> {
     }
     let runs = checkout.target.join("vm/run");
     let _lock = Lock::take(&runs)?;
-    let wanted = args.wanted();
-    let mut programs = Vec::new();
-    for arch in arch::ALL {
-        if wanted.iter().any(|(kernel, _)| kernel.arch == arch) {
-            programs.push(build(arch, args, checkout)?);
-        }
-    }
+    let programs = archs
+        .into_iter()
+        .map(|arch| build(arch, args, checkout))
+        .collect::<Result<Vec<_>>>()?;
     let host = Host {
         args,
         programs: &programs,
@@ -195,12 +199,14 @@ fn compare(args: &Args, checkout: &Checkout, outcomes: &[Outcome]) -> Result<boo
     Ok(same)
 }
 
-/// What is not there and has to be, and how to get it.
-pub fn missing() -> Vec<String> {
+/// What is not there and has to be for guests with these processors, and how to get it.
+pub fn missing(archs: &[Arch]) -> Vec<String> {
     let mut missing = Vec::new();
-    for arch in arch::ALL {
-        let (program, package) = (qemu::program(arch), qemu::package(arch));
-        if !command::exists(&program) {
+    for arch in archs {
+        let Machine {
+            program, package, ..
+        } = Machine::of(*arch);
+        if !command::exists(program) {
             missing.push(format!("{program} (install the package {package})"));
         }
         missing.extend(arch.missing());
@@ -290,18 +296,17 @@ impl Host<'_> {
             fs::copy(&files.image, &image)
                 .with_context(|| format!("{} cannot be written", image.display()))?;
         }
-        // Emulating arm64 takes several times as long.
-        let limit = if arch == arch::AARCH64 { 1800 } else { 180 };
+        let machine = Machine::of(arch);
         let guest = Guest {
-            arch,
+            machine,
             image: &image,
             initramfs: &initramfs,
             processors: variant.processors,
             append: &format!("{} {}", variant.append, self.args.append),
             console: folder.join("console.log"),
             report: folder.join("report.log"),
-            limit: Duration::from_secs(self.args.limit.unwrap_or(limit)),
-            threads: qemu::threads_are_safe(arch),
+            limit: Duration::from_secs(self.args.limit.unwrap_or(machine.limit)),
+            threads: machine.threads_are_safe(),
         };
         eprintln!(
             "xtask: {title}: starting; console: {}",
@@ -354,9 +359,4 @@ fn follow(title: &str, line: &str, results: &mut Results) {
             results.announced()
         );
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes)
-        .with_context(|| format!("{} cannot be written (is the disk full?)", path.display()))
 }

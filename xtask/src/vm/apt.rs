@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::files::{create, remove, write};
 use super::sources::{self, Form, Suite};
 use crate::arch::Arch;
 use crate::command;
@@ -54,7 +55,7 @@ impl Apt {
                 Form::Lines => text.push_str(&rewritten),
                 Form::Paragraphs => {
                     if let Some(name) = path.file_name() {
-                        write(&paragraphs.join(name), &rewritten)?;
+                        write(&paragraphs.join(name), rewritten.as_bytes())?;
                     }
                 }
             }
@@ -66,14 +67,14 @@ impl Apt {
                 suite.name
             );
         }
-        write(&lines, &text)?;
+        write(&lines, text.as_bytes())?;
         // An empty list of installed packages: what this machine has installed is of no interest.
         let status = folder.join("status");
-        write(&status, "")?;
+        write(&status, b"")?;
         let configuration = folder.join("apt.conf");
         write(
             &configuration,
-            &configured(
+            configured(
                 arch,
                 &[
                     ("Dir::Etc::SourceList", &lines),
@@ -83,7 +84,8 @@ impl Apt {
                     ("Dir::Cache", folder),
                     ("Dir::Cache::Archives", &folder.join("archives")),
                 ],
-            ),
+            )
+            .as_bytes(),
         )?;
         Ok(Self {
             configuration,
@@ -181,22 +183,19 @@ impl Apt {
 fn configured(arch: Arch, paths: &[(&str, &Path)]) -> String {
     // What other packages have hooked into apt is for the machine's own lists. Our folders may be closed to the user that
     // apt would download as.
-    let mut text = "\
+    let arch = arch.debian;
+    let mut text = format!(
+        "\
         #clear APT::Update::Post-Invoke;\n\
         #clear APT::Update::Post-Invoke-Success;\n\
+        APT::Architecture {arch:?};\n\
+        APT::Architectures {{ {arch:?}; }};\n\
         APT::Sandbox::User \"root\";\n\
         Acquire::Languages \"none\";\n\
         Acquire::Retries \"2\";\n\
         Acquire::http::Timeout \"30\";\n\
         Acquire::https::Timeout \"30\";\n"
-        .to_owned();
-    let arch = arch.debian;
-    for setting in [
-        format!("APT::Architecture {arch:?};\n"),
-        format!("APT::Architectures {{ {arch:?}; }};\n"),
-    ] {
-        text.push_str(&setting);
-    }
+    );
     for (key, path) in paths {
         text.push_str(key);
         text.push_str(" \"");
@@ -241,28 +240,6 @@ fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit())
         .filter_map(|digits| digits.parse().ok())
         .collect()
-}
-
-fn create(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| {
-        format!(
-            "{} cannot be made (is the folder above it yours?)",
-            folder.display()
-        )
-    })
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    if folder.exists() {
-        fs::remove_dir_all(folder).with_context(|| {
-            format!("{} cannot be removed (remove it by hand)", folder.display())
-        })?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! The kernels, taken from Debian packages: fetched once, kept outside the checkout, checked before each use.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::apt::Apt;
+use super::files::{create, kept, remove, write};
 use super::lock::Lock;
 use super::modules;
 use super::sources::Suite;
@@ -100,7 +100,7 @@ pub struct Files {
 impl Kernel {
     /// What is kept, or else fetched; `refresh` asks for a newer one.
     pub fn files(&self, refresh: bool) -> Result<Files> {
-        let cache = cache()?;
+        let cache = kept()?;
         let lock = Lock::take(&cache)?;
         let folder = cache.join("kernels").join(self.name);
         if refresh || !is_whole(&folder)? {
@@ -187,19 +187,6 @@ impl Kernel {
     }
 }
 
-/// The folder of what is kept from run to run, whatever checkout it is for.
-pub fn cache() -> Result<PathBuf> {
-    let given = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
-    given("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| given("HOME").map(|home| Path::new(&home).join(".cache")))
-        .map(|folder| folder.join("tcpstate-xtask"))
-        .ok_or_else(|| {
-            anyhow!("neither XDG_CACHE_HOME nor HOME is set: there is no place to keep kernels")
-        })
-}
-
 /// Whether all is there that was put there, and nothing has changed it.
 fn is_whole(folder: &Path) -> Result<bool> {
     let Ok(kept) = fs::read_to_string(folder.join(RECIPE)) else {
@@ -235,27 +222,4 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
                 .collect()
         })
         .with_context(|| format!("{} cannot be read", folder.display()))
-}
-
-pub fn create(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| {
-        format!(
-            "{} cannot be made (is the folder above it yours?)",
-            folder.display()
-        )
-    })
-}
-
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes)
-        .with_context(|| format!("{} cannot be written (is the disk full?)", path.display()))
-}
-
-pub fn remove(folder: &Path) -> Result<()> {
-    if folder.exists() {
-        fs::remove_dir_all(folder).with_context(|| {
-            format!("{} cannot be removed (remove it by hand)", folder.display())
-        })?;
-    }
-    Ok(())
 }

@@ -13,26 +13,48 @@ use super::results::Results;
 use crate::arch::{AARCH64, Arch};
 use crate::command;
 
-/// What emulates a machine with this processor.
-pub fn program(arch: Arch) -> String {
-    format!("qemu-system-{}", arch.name)
+/// What emulates a machine, and what that machine is like. The processors are plain: what newer ones have (five levels of page
+/// tables, signed pointers, mitigations) makes emulation half as fast.
+#[derive(Clone, Copy)]
+pub struct Machine {
+    pub program: &'static str,
+    pub package: &'static str,
+    name: &'static str,
+    processor: &'static str,
+    /// The first serial line, as the kernel calls it.
+    console: &'static str,
+    /// The device of the second one.
+    report: &'static str,
+    /// Seconds in which a guest does everything.
+    pub limit: u64,
 }
 
-/// The package it is in.
-pub fn package(arch: Arch) -> &'static str {
-    if arch == AARCH64 {
-        "qemu-system-arm"
-    } else {
-        "qemu-system-x86"
-    }
-}
+const X86: Machine = Machine {
+    program: "qemu-system-x86_64",
+    package: "qemu-system-x86",
+    name: "pc",
+    processor: "qemu64",
+    console: "ttyS0",
+    report: "isa-serial,index=1,chardev=report",
+    limit: 180,
+};
+
+const ARM: Machine = Machine {
+    program: "qemu-system-aarch64",
+    package: "qemu-system-arm",
+    name: "virt",
+    processor: "cortex-a57",
+    console: "ttyAMA0",
+    report: "pci-serial,chardev=report",
+    limit: 1800,
+};
 
 /// A console that says more than this is stuck in a loop.
 const CONSOLE_LIMIT: u64 = 64 << 20;
 
 /// What a guest is started from, and where it leaves what it says.
 pub struct Guest<'a> {
-    pub arch: Arch,
+    pub machine: Machine,
     pub image: &'a Path,
     /// Written there by us.
     pub initramfs: &'a Path,
@@ -46,8 +68,24 @@ pub struct Guest<'a> {
     pub report: PathBuf,
     /// How long it may take.
     pub limit: Duration,
-    /// See [`threads_are_safe`].
+    /// See [`Machine::threads_are_safe`].
     pub threads: bool,
+}
+
+impl Machine {
+    /// With this processor.
+    pub fn of(arch: Arch) -> Self {
+        if arch == AARCH64 { ARM } else { X86 }
+    }
+
+    /// Whether this qemu emulates each processor in a thread of its own without running code that has just been changed by another
+    /// one ("accel/tcg: Always lock pages before translation", qemu 8.1). Earlier ones seldom let a guest panic with `int3`, or spin for
+    /// ever, when a kernel patches itself: which it does for every hook that is attached.
+    pub fn threads_are_safe(self) -> bool {
+        let mut qemu = Command::new(self.program);
+        let version = command::output(qemu.arg("--version"), "is qemu whole?");
+        version.is_ok_and(|text| version_of(&text) >= Some((8, 1)))
+    }
 }
 
 /// How long a guest took.
@@ -86,7 +124,9 @@ impl Guest<'_> {
         let began = Instant::now();
         let mut qemu = self.command();
         let child = qemu.stdin(Stdio::null()).spawn().with_context(|| {
-            let (program, package) = (program(self.arch), package(self.arch));
+            let Machine {
+                program, package, ..
+            } = self.machine;
             format!("`{program}` cannot be started (install the package {package})")
         })?;
         let mut running = Running(child);
@@ -162,29 +202,28 @@ impl Guest<'_> {
 
     fn command(&self) -> Command {
         // If we are killed, nobody would end qemu: the kernel does.
+        let Machine {
+            program,
+            name,
+            processor,
+            console,
+            report,
+            ..
+        } = self.machine;
         let mut qemu = if command::exists("setpriv") {
             let mut setpriv = Command::new("setpriv");
-            setpriv
-                .args(["--pdeathsig", "KILL"])
-                .arg(program(self.arch));
+            setpriv.args(["--pdeathsig", "KILL", program]);
             setpriv
         } else {
-            Command::new(program(self.arch))
+            Command::new(program)
         };
         let accelerator = if self.threads {
             "tcg,thread=multi"
         } else {
             "tcg,thread=single"
         };
-        // Plain processors: what newer ones have (five levels of page tables, signed pointers, mitigations) makes emulation half as
-        // fast. The second serial line of an arm64 machine is a card.
-        let (machine, processor, console, report) = if self.arch == AARCH64 {
-            ("virt", "cortex-a57", "ttyAMA0", "pci-serial,chardev=report")
-        } else {
-            ("pc", "qemu64", "ttyS0", "isa-serial,index=1,chardev=report")
-        };
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-machine", machine, "-cpu", processor, "-m", "1024"])
+            .args(["-machine", name, "-cpu", processor, "-m", "1024"])
             .args(["-accel", accelerator])
             .args(["-smp", &self.processors.to_string()])
             // A panic restarts, and a restart ends qemu.
@@ -215,15 +254,6 @@ fn processor_time(pid: u32) -> Option<Duration> {
     // SAFETY: no memory is handed over.
     let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok()?;
     Some(Duration::from_millis(ticks * 1000 / per_second.max(1)))
-}
-
-/// Whether this qemu emulates each processor in a thread of its own without running code that has just been changed by another
-/// one ("accel/tcg: Always lock pages before translation", qemu 8.1). Earlier ones seldom let a guest panic with `int3`, or spin for
-/// ever, when a kernel patches itself: which it does for every hook that is attached.
-pub fn threads_are_safe(arch: Arch) -> bool {
-    let mut qemu = Command::new(program(arch));
-    let version = command::output(qemu.arg("--version"), "is qemu whole?");
-    version.is_ok_and(|text| version_of(&text) >= Some((8, 1)))
 }
 
 /// `QEMU emulator version 7.2.22 (Debian ...)`

@@ -9,7 +9,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::apt::Apt;
-use super::kernel::{self, BOOKWORM};
+use super::files::{create, kept, remove};
+use super::kernel::BOOKWORM;
 use super::lock::Lock;
 use crate::arch::Arch;
 use crate::command;
@@ -51,7 +52,7 @@ pub fn of_this_machine() -> Result<Files> {
 
 /// Those for another processor, fetched if they are not there yet.
 pub fn of_packages(arch: Arch, refresh: bool) -> Result<Files> {
-    let cache = kernel::cache()?;
+    let cache = kept()?;
     let _lock = Lock::take(&cache)?;
     let root = cache.join("tools").join(arch.debian);
     if refresh || !root.is_dir() {
@@ -82,8 +83,8 @@ pub fn of_packages(arch: Arch, refresh: bool) -> Result<Files> {
 /// Puts the packages' files beside the folder, which they replace when they are complete.
 fn fetch(arch: Arch, cache: &Path, root: &Path) -> Result<()> {
     let unfinished = root.with_extension("unfinished");
-    kernel::remove(&unfinished)?;
-    kernel::create(&unfinished)?;
+    remove(&unfinished)?;
+    create(&unfinished)?;
     let apt = Apt::new(BOOKWORM, arch, cache)?;
     apt.update()?;
     let packages = apt.with_needed(&PACKAGES)?;
@@ -94,7 +95,7 @@ fn fetch(arch: Arch, cache: &Path, root: &Path) -> Result<()> {
         );
     }
     apt.unpack(&packages, &unfinished)?;
-    kernel::remove(root)?;
+    remove(root)?;
     fs::rename(&unfinished, root)
         .with_context(|| format!("{} cannot be put in place", root.display()))
 }
